@@ -1,0 +1,1 @@
+"""The only code of the pack that imports comfy: one file a contact point."""
