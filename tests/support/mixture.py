@@ -1,0 +1,100 @@
+"""An exact test model: a class-conditional Gaussian mixture on latents, every answer known (methods/beyond.md 8).
+
+Component k of class c(k) is N(m_k, C); C is diagonal in the 2-D DCT with a power-law spectrum P_f, like pictures.
+At noise-to-signal ratio s a component is N(m_k, C + s^2 I), so with g = 1 / (P + s^2), all in the DCT basis,
+    w_k ~ exp(-1/2 sum g (y - m_k)^2),   m = sum w_k m_k,   D(y, s) = m + P g (y - m).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def dct_matrix(n: int) -> Tensor:
+    """The orthonormal DCT-II, (n, n) float64."""
+    k, i = torch.meshgrid(torch.arange(n, dtype=torch.float64), torch.arange(n, dtype=torch.float64), indexing="ij")
+    rows = torch.cos(torch.pi * k * (2 * i + 1) / (2 * n)) * (2 / n) ** 0.5
+    rows[0] /= 2**0.5
+    return rows
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """means (K, C, H, W) and spectrum (C, H, W), both in the DCT basis; classes (K,)."""
+
+    means: Tensor
+    spectrum: Tensor
+    classes: Tensor
+
+    def to_frequency(self, x: Tensor) -> Tensor:
+        rows, columns = dct_matrix(x.shape[-2]).to(x), dct_matrix(x.shape[-1]).to(x)
+        return rows @ x @ columns.T
+
+    def to_pixels(self, z: Tensor) -> Tensor:
+        rows, columns = dct_matrix(z.shape[-2]).to(z), dct_matrix(z.shape[-1]).to(z)
+        return rows.T @ z @ columns
+
+    def of(self, label: int | None) -> Mixture:
+        """The mixture of one class; None is the whole."""
+        if label is None:
+            return self
+        chosen = self.classes == label
+        return Mixture(self.means[chosen], self.spectrum, self.classes[chosen])
+
+    def denoise(self, y: Tensor, ratio: Tensor | float) -> Tensor:
+        """E[x0 | y] for y = x0 + ratio e, (B, C, H, W); ratio a number or (B,)."""
+        z, means, spectrum = self.to_frequency(y), self.means.to(y), self.spectrum.to(y)
+        s = torch.as_tensor(ratio, dtype=y.dtype, device=y.device).reshape(-1, 1, 1, 1)
+        gain = 1 / (spectrum + s**2)
+        # |y - m|^2 expanded, so that no (B, K, C, H, W) tensor is made; sum g y^2 is common to all k.
+        log_weights = torch.einsum("bchw,kchw->bk", gain * z, means)
+        log_weights = log_weights - 0.5 * torch.einsum("bchw,kchw->bk", gain.expand_as(z), means**2)
+        mean = torch.einsum("bk,kchw->bchw", log_weights.softmax(1), means)
+        return self.to_pixels(mean + spectrum * gain * (z - mean))
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        """True draws, (count, C, H, W)."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(len(self.means), (count,), generator=generator)
+        noise = torch.randn((count, *self.spectrum.shape), generator=generator, dtype=self.means.dtype)
+        return self.to_pixels(self.means[chosen] + self.spectrum.sqrt() * noise)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of every pixel, (C, H, W) each."""
+        mean = self.means.mean(0)
+        basis = [dct_matrix(n) ** 2 for n in self.spectrum.shape[-2:]]
+        within = basis[0].T @ self.spectrum @ basis[1]
+        between = self.to_pixels(self.means - mean).square().mean(0)
+        return self.to_pixels(mean), within + between
+
+
+def picture_like(channels: int = 4, size: int = 16, components: int = 32, classes: int = 8, seed: int = 0) -> Mixture:
+    """The standard test mixture: unit variance in all, half of it between the components, spectrum ~ 1 / f^2."""
+    generator = torch.Generator().manual_seed(seed)
+    f = torch.arange(size, dtype=torch.float64)
+    power = 1 / (1 + f[:, None] ** 2 + f[None, :] ** 2)
+    power = (power / power.mean()).expand(channels, size, size)
+    draws = torch.randn((components, channels, size, size), generator=generator, dtype=torch.float64)
+    means = draws * (power / 2).sqrt()
+    return Mixture(means, power / 2, torch.arange(components) % classes)
+
+
+@dataclass(frozen=True)
+class GuidedMixture:
+    """A denoiser of the contract: classifier-free guidance between one class and the whole mixture."""
+
+    mixture: Mixture
+    law: object  # a NoiseLaw
+    label: int | None = None
+    cfg: float = 1.0
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        y, ratio = x / self.law.alpha(sigma), self.law.ratio(sigma)
+        conditional = self.mixture.of(self.label).denoise(y, ratio)
+        if self.cfg == 1:
+            return conditional
+        unconditional = self.mixture.denoise(y, ratio)
+        return unconditional + self.cfg * (conditional - unconditional)

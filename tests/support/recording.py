@@ -1,0 +1,42 @@
+"""Denoisers that watch, and denoisers that fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Recording:
+    """Counts the calls of a denoiser and keeps where they were made."""
+
+    denoise: object
+    sigmas: list[float] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        self.sigmas.append(float(sigma))
+        return self.denoise(x, sigma)
+
+    @property
+    def calls(self) -> int:
+        return len(self.sigmas)
+
+
+@dataclass
+class Failing:
+    """Behaves until call `at` (from 0), then raises `error`, or answers NaN when there is none."""
+
+    denoise: object
+    at: int
+    error: BaseException | None = None
+    calls: int = 0
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        self.calls += 1
+        if self.calls - 1 < self.at:
+            return self.denoise(x, sigma)
+        if self.error is not None:
+            raise self.error
+        return torch.full_like(x, float("nan"))
