@@ -175,13 +175,17 @@ def make_environment(env: Path, source: Path) -> None:
     if sys.version_info < (3, 10):
         raise Stop(f"This is Python {platform.python_version()}; ComfyUI needs 3.10 to 3.13. Start with a newer one.")
     if shutil.disk_usage(env.parent).free < NEEDED_BYTES:
-        raise Stop(f"The disk of {env.parent} has less than 3 GB free. Make room, or set FEWSTEP_CACHE to another disk.")
+        raise Stop(
+            f"The disk of {env.parent} has less than 3 GB free. Make room, or set FEWSTEP_CACHE to another disk."
+        )
     remove(env)
     say(f"Making the environment in {env} (once; some minutes) ...")
     result = subprocess.run([sys.executable, "-m", "venv", str(env)], capture_output=True, text=True)
     if result.returncode:
         remove(env)
-        raise Stop("This Python cannot make a virtual environment. Install its venv package (python3-venv), then retry.")
+        raise Stop(
+            "This Python cannot make a virtual environment. Install its venv package (python3-venv), then retry."
+        )
     python = python_of(env)
     try:
         say("Installing torch ...")
@@ -227,7 +231,11 @@ def command_line(command: str, python: Path, rest: list[str]) -> list[str]:
     """What each command runs, by its name."""
     if command == "test":
         pytest = python.with_name("pytest.exe" if sys.platform == "win32" else "pytest")
-        where = [] if any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in rest) else [str(ROOT / "tests")]
+        where = (
+            []
+            if any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in rest)
+            else [str(ROOT / "tests")]
+        )
         return [str(pytest), "-c", str(ROOT / "tests" / "pytest.ini"), *where, *rest]
     if command == "python":
         return [str(python), *rest]
@@ -250,7 +258,9 @@ def main() -> int:
     except Stop as stop:
         say(f"FewStep: {stop}")
     except PermissionError as error:
-        say(f"FewStep: {error.filename} may not be written. Set FEWSTEP_CACHE to a folder of your own, then start again.")
+        say(
+            f"FewStep: {error.filename} may not be written. Set FEWSTEP_CACHE to a folder of your own, then start again."
+        )
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -31,7 +31,10 @@ def main() -> int:
         with serving(args.port) as server:
             for path in draw(server, workflow, args.out):
                 print(f"The picture: {path}")
-            print(f"ComfyUI: {server.url}" + ("" if args.keep else "  (stopped now; --keep leaves it running)"), flush=True)
+            print(
+                f"ComfyUI: {server.url}" + ("" if args.keep else "  (stopped now; --keep leaves it running)"),
+                flush=True,
+            )
             if args.keep:
                 say("ComfyUI runs until you press Ctrl-C. Example workflows: Templates > fewstep.")
                 server.process.wait()

@@ -14,7 +14,9 @@ from support.server import HostError, serving
 def main() -> int:
     parser = argparse.ArgumentParser(prog="run.py serve", description=__doc__)
     parser.add_argument("--port", type=int, help="ComfyUI's port (a free one when left out)")
-    parser.add_argument("--base", type=Path, default=Path.home() / "fewstep-serve", help="folder of input, output, user")
+    parser.add_argument(
+        "--base", type=Path, default=Path.home() / "fewstep-serve", help="folder of input, output, user"
+    )
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

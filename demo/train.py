@@ -46,18 +46,19 @@ class Trained(nn.Module):
         return context, (context * real[..., None]).sum(1) / real.sum(1, keepdim=True)
 
 
-def initialise(model: nn.Module) -> None:
+def initialise(model: Trained) -> None:
     """The host's layers come without values. torch's defaults; residual branches and the head start at zero."""
+    kinds: tuple = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
     for layer in model.modules():
-        for kind in (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm):
+        for kind in kinds:
             if isinstance(layer, kind):
                 kind.reset_parameters(layer)
     nn.init.normal_(model.words.weight, std=0.5)
-    nn.init.zeros_(model.network.spread[-1].weight)
+    nn.init.zeros_(model.network.spread.get_submodule("2").weight)  # type: ignore[arg-type]
     for name, layer in model.named_modules():
         if name.endswith(("out_layers.3", "proj_out")):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for value in layer.parameters():
+                nn.init.zeros_(value)
 
 
 def times(count: int, generator: torch.Generator) -> Tensor:
@@ -86,8 +87,8 @@ def tokens(emoji: list[Emoji], vocab: dict[str, int], rng: np.random.Generator) 
     """Captions as (B, L) word numbers, in random order, a tenth of their words dropped."""
     rows = np.zeros((len(emoji), net.CONTEXT_WORDS), np.int64)
     for row, one in zip(rows, emoji, strict=True):
-        kept = [vocab[w] for w in caption(one, rng) if rng.random() > 0.05]
-        kept = rng.permutation(kept)[: net.CONTEXT_WORDS]
+        known = [vocab[w] for w in caption(one, rng) if rng.random() > 0.05]
+        kept = rng.permutation(known)[: net.CONTEXT_WORDS]
         row[: len(kept)] = kept
     return torch.from_numpy(rows)
 
@@ -125,7 +126,7 @@ class Run:
         mean = torch.tensor(net.PIXEL_MEAN)[:, None, None]
         self.x0 = ((torch.from_numpy(pictures(package, self.emoji)) - mean) * net.PIXEL_SCALE).to(self.device)
         torch.manual_seed(0)
-        self.model = Trained(len(self.vocab)).to(self.device, memory_format=torch.channels_last)
+        self.model = Trained(len(self.vocab)).to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from fewstep.samplers.noise_law import NoiseLaw
 from torch import Tensor
 
 
@@ -87,7 +88,7 @@ class GuidedMixture:
     """A denoiser of the contract: classifier-free guidance between one class and the whole mixture."""
 
     mixture: Mixture
-    law: object  # a NoiseLaw
+    law: NoiseLaw
     label: int | None = None
     cfg: float = 1.0
 

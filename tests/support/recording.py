@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from fewstep.samplers.contract import Denoiser
 from torch import Tensor
 
 
@@ -12,7 +13,7 @@ from torch import Tensor
 class Recording:
     """Counts the calls of a denoiser and keeps where they were made."""
 
-    denoise: object
+    denoise: Denoiser
     sigmas: list[float] = field(default_factory=list)
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
@@ -28,7 +29,7 @@ class Recording:
 class Failing:
     """Behaves until call `at` (from 0), then raises `error`, or answers NaN when there is none."""
 
-    denoise: object
+    denoise: Denoiser
     at: int
     error: BaseException | None = None
     calls: int = 0

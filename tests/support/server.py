@@ -61,7 +61,9 @@ class Server:
             try:
                 message = events.recv()
             except (OSError, websocket.WebSocketException) as error:
-                raise HostError(f"ComfyUI stopped while it worked. Its last words:\n{last_lines(self.log())}") from error
+                raise HostError(
+                    f"ComfyUI stopped while it worked. Its last words:\n{last_lines(self.log())}"
+                ) from error
             if not message or isinstance(message, bytes):  # bytes: a preview picture
                 continue
             event = json.loads(message)
