@@ -172,7 +172,7 @@ def environment(source: Path, cache: Path, tests: bool) -> Path:
 
 def make_environment(env: Path, source: Path) -> None:
     """Made in place, because a venv cannot be moved; what has no `ready` file is half-made and begun anew."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036  (whoever starts this file by an older Python reads a sentence)
         raise Stop(f"This is Python {platform.python_version()}; ComfyUI needs 3.10 to 3.13. Start with a newer one.")
     if shutil.disk_usage(env.parent).free < NEEDED_BYTES:
         raise Stop(
@@ -218,8 +218,7 @@ def run_inside(python: Path, source: Path, cache: Path, command: list[str]) -> i
         "FEWSTEP_ROOT": str(ROOT),
     }
     child = subprocess.Popen(command, env=variables)
-    handler = lambda *_: child.terminate()  # noqa: E731
-    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     while True:
         try:
             return child.wait()
@@ -231,11 +230,8 @@ def command_line(command: str, python: Path, rest: list[str]) -> list[str]:
     """What each command runs, by its name."""
     if command == "test":
         pytest = python.with_name("pytest.exe" if sys.platform == "win32" else "pytest")
-        where = (
-            []
-            if any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in rest)
-            else [str(ROOT / "tests")]
-        )
+        chosen = any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in rest)
+        where = [] if chosen else [str(ROOT / "tests")]
         return [str(pytest), "-c", str(ROOT / "tests" / "pytest.ini"), *where, *rest]
     if command == "python":
         return [str(python), *rest]
@@ -258,9 +254,7 @@ def main() -> int:
     except Stop as stop:
         say(f"FewStep: {stop}")
     except PermissionError as error:
-        say(
-            f"FewStep: {error.filename} may not be written. Set FEWSTEP_CACHE to a folder of your own, then start again."
-        )
+        say(f"FewStep: {error.filename} may not be written. Set FEWSTEP_CACHE to a folder of your own, then retry.")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -84,7 +84,7 @@ def vocabulary(emoji: list[Emoji]) -> list[str]:
 
 
 def caption(emoji: Emoji, rng: np.random.Generator) -> list[str]:
-    """The words shown with a picture: its name for the most part, at times an alias or its category, now and then none."""
+    """The words shown with a picture: its name for the most part, an alias or category at times, now and then none."""
     draw = rng.random()
     if draw < 0.1:
         return []
