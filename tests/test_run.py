@@ -78,4 +78,4 @@ def test_ctrl_c_leaves_nothing_running(tmp_path):
     assert process.wait(60) == 0
     with pytest.raises(requests.ConnectionError):
         requests.get(url + "/system_stats", timeout=10)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert not list(tmp_path.glob("fewstep-*"))
