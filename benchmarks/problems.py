@@ -1,0 +1,90 @@
+"""What is solved: a MODEL of the host with its conditioning, one start and the converged end of that start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from fewstep.nodes.host.demo_model import load_clip, load_model
+from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
+from support.host_mixture import label_conditioning, mixture_model
+from support.mixture import GuidedMixture, converged, picture_like
+from torch import Tensor
+
+WORDS = ["red apple", "blue heart", "cat face", "rabbit", "sunflower", "penguin", "hot dog", "grinning face"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Latents are (seeds, C, H, W) in the model's own scale; `end` is the converged solution from `noise`."""
+
+    name: str
+    model: ModelPatcher
+    positive: list
+    negative: list
+    cfg: float
+    noise: Tensor
+    end: Tensor
+    end_error: float  # how well `end` itself is known: mean squared change when it was solved more coarsely
+
+    @property
+    def sampling(self):
+        return self.model.get_model_object("model_sampling")
+
+
+def run(problem: Problem, sampler, sigmas: Tensor, seed: int = 0) -> tuple[Tensor, int]:
+    """The latents that the host's guider and SAMPLER reach, and the guided model calls they took."""
+    calls = 0
+
+    def count(args: dict) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return args["denoised"]
+
+    model = problem.model.clone()
+    model.set_model_sampler_post_cfg_function(count)
+    latent = torch.zeros_like(problem.noise)
+    conditioning = (problem.positive, problem.negative)
+    drawn = comfy.sample.sample_custom(
+        model, problem.noise, problem.cfg, sampler, sigmas, *conditioning, latent, disable_pbar=True, seed=seed
+    )
+    return problem.model.model.process_latent_in(drawn), calls
+
+
+def mixture_problem(kind: str, cfg: float, seeds: int) -> Problem:
+    """The exact mixture, solved in float64 to nine digits. flow has SD3's shift of 3."""
+    mixture = picture_like()
+    patcher = mixture_model(mixture, kind, shift=3.0 if kind == "flow" else 1.0)
+    sampling = patcher.model.model_sampling
+    labels = [i % 8 for i in range(seeds)]
+    noise = torch.randn((seeds, 4, 16, 16), generator=torch.Generator().manual_seed(0))
+    start = sampling.noise_scaling(sampling.sigma_max, noise.double(), torch.zeros(1), max_denoise=True)
+    denoise = GuidedMixture(mixture, FLOW if kind == "flow" else VARIANCE_EXPLODING, torch.tensor(labels), cfg)
+    end, coarse = (converged(denoise, start, float(sampling.sigma_max), tol) for tol in (1e-8, 1e-6))
+    error = float((end - coarse).square().mean())
+    conditioning = (label_conditioning(labels), label_conditioning([-1] * seeds))
+    return Problem(f"mixture {kind} cfg {cfg:g}", patcher, *conditioning, cfg, noise, end.float(), error)
+
+
+def demo_problem(variant: str, cfg: float, seeds: int, steps: int = 200) -> Problem:
+    """The bundled model. Its end is the host's Heun of many steps, because no closed form exists."""
+    model, clip = load_model(variant), load_clip()
+    coded = [clip.encode_from_tokens_scheduled(clip.tokenize(WORDS[i % len(WORDS)]))[0] for i in range(seeds)]
+    ((empty, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    pooled = torch.cat([e["pooled_output"] for _, e in coded])
+    positive = [[torch.cat([c for c, _ in coded]), {"pooled_output": pooled}]]
+    negative = [[empty, {"pooled_output": extra["pooled_output"]}]]
+    noise = torch.randn((seeds, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    open_problem = Problem(f"demo {variant} cfg {cfg:g}", model, positive, negative, cfg, noise, noise, 0.0)
+    end, coarse = (converge_by_heun(open_problem, n) for n in (steps, steps // 2))
+    error = float((end - coarse).square().mean())
+    return Problem(open_problem.name, model, positive, negative, cfg, noise, end, error)
+
+
+def converge_by_heun(problem: Problem, steps: int) -> Tensor:
+    scheduler = "simple" if problem.name.startswith("demo flow") else "karras"
+    sigmas = comfy.samplers.calculate_sigmas(problem.sampling, scheduler, steps)
+    return run(problem, comfy.samplers.sampler_object("heun"), sigmas)[0]

@@ -1,0 +1,77 @@
+"""What a person reads of every node: help page, translations, tooltips; and what the pack costs to load."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(os.environ["FEWSTEP_ROOT"])
+LANGUAGES = sorted(path.name for path in (ROOT / "locales").iterdir())
+
+
+@pytest.fixture(scope="module")
+def nodes(server) -> dict:
+    """object_info of the pack's nodes."""
+    info = server.get("/object_info").json()
+    return {name: node for name, node in info.items() if node["python_module"] == "custom_nodes.fewstep"}
+
+
+def inputs_of(node: dict) -> dict:
+    return {name: spec for group in node["input"].values() for name, spec in group.items()}
+
+
+def test_every_node_is_named_in_the_contract(nodes):
+    assert list(nodes) == ["FewStepDemoModel"]
+
+
+def test_every_node_has_a_help_page_that_the_host_serves(server, nodes):
+    for name in nodes:
+        page = server.get(f"/extensions/fewstep/docs/{name}.md").text
+        assert page.startswith(f"# {nodes[name]['display_name']}\n")
+        assert all(f"**{word}" in page for word in inputs_of(nodes[name]))
+
+
+def test_every_input_says_what_it_does(nodes):
+    for name, node in nodes.items():
+        assert node["description"] and node["category"].startswith("FewStep")
+        for word, (_, options) in inputs_of(node).items():
+            assert options.get("tooltip"), f"{name}.{word}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_is_translated(server, nodes, language):
+    words = server.get("/i18n").json()[language]["nodeDefs"]
+    for name, node in nodes.items():
+        assert words[name]["display_name"] and words[name]["description"]
+        assert set(words[name]["inputs"]) == set(inputs_of(node))
+        assert all(entry["name"] and entry["tooltip"] for entry in words[name]["inputs"].values())
+        assert list(words[name]["outputs"]) == [str(i) for i in range(len(node["output"]))]
+
+
+def test_every_example_has_a_thumbnail_and_is_offered_by_the_host(server):
+    examples = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
+    assert sorted(path.stem for path in (ROOT / "example_workflows").glob("*.jpg")) == examples
+    assert sorted(server.get("/workflow_templates").json()["fewstep"]) == examples
+
+
+def test_importing_the_pack_pulls_in_nothing_but_torch_and_comfy():
+    """The cost that a test can hold without a clock: no package beyond those that the host itself has loaded."""
+    code = """
+import sys
+from support.host import start_host
+start_host()
+import comfy.sd, comfy_api.latest
+before = set(sys.modules)
+import fewstep, asyncio
+extension = asyncio.run(fewstep.comfy_entrypoint())
+asyncio.run(extension.get_node_list())
+added = {name.split('.')[0] for name in set(sys.modules) - before}
+print(*sorted(added - set(sys.stdlib_module_names)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["fewstep"]
