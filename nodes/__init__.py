@@ -5,10 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .demo import FewStepDemoModel
+from .restart import FewStepRestartInterval, FewStepRestartSampler, FewStepRestartSchedule
 
 
 class FewStepExtension(ComfyExtension):
     """The pack, as the host asks for it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FewStepDemoModel]
+        return [FewStepDemoModel, FewStepRestartInterval, FewStepRestartSchedule, FewStepRestartSampler]

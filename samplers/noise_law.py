@@ -42,8 +42,10 @@ class NoiseLaw:
         """lambda = -ln sigma~, half the log signal-to-noise ratio."""
         return -torch.log(self.ratio(sigma))
 
-    def renoise(self, x: Tensor, sigma_from: float, sigma_to: float, noise: Tensor) -> Tensor:
-        """x at `sigma_from` carried up to `sigma_to`, with unit Gaussian `noise` of x's shape.
+    def renoise(
+        self, x: Tensor, sigma_from: float, sigma_to: float, noise: Tensor, s_noise: float = 1.0
+    ) -> Tensor:
+        """x at `sigma_from` carried up to `sigma_to`, with unit Gaussian `noise` of x's shape times `s_noise`.
 
         Restart, arXiv 2306.14878 eq. 2, for any law: y gains variance sigma~_to^2 - sigma~_from^2.
         Raises ValueError when sigma_to lies below sigma_from.
@@ -52,7 +54,7 @@ class NoiseLaw:
             raise ValueError(f"Noise can only be added: asked to go from sigma {sigma_from:g} down to {sigma_to:g}.")
         scale = self.alpha(sigma_to) / self.alpha(sigma_from)
         added = max(sigma_to**2 - (sigma_from * scale) ** 2, 0.0) ** 0.5
-        return x * scale + noise * added
+        return torch.add(x * scale, noise, alpha=s_noise * added)
 
 
 VARIANCE_EXPLODING = NoiseLaw(is_flow=False)

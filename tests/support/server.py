@@ -21,10 +21,15 @@ import websocket
 
 HOST = Path(__file__).with_name("host.py")
 START_SECONDS = 300
+PREVIEW, TEXT = 1, 3  # the host's numbers of binary messages
 
 
 class HostError(Exception):
     """The host did not do what was asked; the message says what a person can do."""
+
+
+class Cancelled(HostError):
+    """The workflow was cancelled while it ran."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,16 @@ class Server:
     def log(self) -> str:
         return (self.base / "server.log").read_text(encoding="utf-8", errors="replace")
 
-    def run(self, prompt: dict, on_progress: Callable[[int, int], None] | None = None) -> dict:
-        """Queue an API-format workflow, wait for its end, return its history entry."""
+    def run(
+        self,
+        prompt: dict,
+        on_progress: Callable[[int, int], None] | None = None,
+        on_bytes: Callable[[int, bytes], None] | None = None,
+    ) -> dict:
+        """Queue an API-format workflow, wait for its end, return its history entry.
+
+        on_bytes is told the binary messages: PREVIEW and a picture, or TEXT and what a node prints on itself.
+        """
         client = uuid.uuid4().hex
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={client}"
         with contextlib.closing(websocket.create_connection(address, timeout=600)) as events:
@@ -52,10 +65,10 @@ class Server:
             if queued.status_code != 200:
                 raise HostError(f"ComfyUI refused the workflow: {refusal(queued)}")
             number = queued.json()["prompt_id"]
-            self.follow(events, number, on_progress or (lambda *_: None))
+            self.follow(events, number, on_progress or (lambda *_: None), on_bytes or (lambda *_: None))
         return self.get(f"/history/{number}").json()[number]
 
-    def follow(self, events, number: str, on_progress: Callable[[int, int], None]) -> None:
+    def follow(self, events, number: str, on_progress: Callable, on_bytes: Callable) -> None:
         """Read events until the workflow has ended; its failure is raised."""
         while True:
             try:
@@ -64,7 +77,10 @@ class Server:
                 raise HostError(
                     f"ComfyUI stopped while it worked. Its last words:\n{last_lines(self.log())}"
                 ) from error
-            if not message or isinstance(message, bytes):  # bytes: a preview picture
+            if not message:
+                continue
+            if isinstance(message, bytes):
+                on_bytes(int.from_bytes(message[:4], "big"), message[4:])
                 continue
             event = json.loads(message)
             data = event.get("data", {})
@@ -74,8 +90,14 @@ class Server:
                 on_progress(data["value"], data["max"])
             elif event["type"] == "execution_error":
                 raise HostError(f"{data['node_type']}: {data['exception_message'].strip()}")
+            elif event["type"] == "execution_interrupted":
+                raise Cancelled(f"cancelled in {data['node_type']}")
             elif event["type"] == "executing" and data["node"] is None:  # sent when the history is written
                 return
+
+    def cancel(self) -> None:
+        """What the browser's Cancel button does."""
+        requests.post(self.url + "/interrupt", timeout=60).raise_for_status()
 
     def pictures(self, history: dict) -> list[bytes]:
         """The PNG files that the workflow saved, in the order of its nodes."""
@@ -154,6 +176,7 @@ def link(pack: Path, target: Path) -> None:
 def launch(port: int, base: Path) -> subprocess.Popen:
     main = Path(os.environ["COMFYUI_PATH"]) / "main.py"
     arguments = ["--base-directory", str(base), "--port", str(port), "--disable-auto-launch"]
+    arguments += ["--preview-method", "auto"]
     (base / "user").mkdir(exist_ok=True)  # the host's database wants it
     with (base / "server.log").open("wb") as log:
         return subprocess.Popen(
