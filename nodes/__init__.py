@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .demo import FewStepDemoModel
+from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
 from .restart import FewStepRestartInterval, FewStepRestartSampler, FewStepRestartSchedule
 
 
@@ -12,4 +13,12 @@ class FewStepExtension(ComfyExtension):
     """The pack, as the host asks for it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FewStepDemoModel, FewStepRestartInterval, FewStepRestartSchedule, FewStepRestartSampler]
+        return [
+            FewStepDemoModel,
+            FewStepRestartInterval,
+            FewStepRestartSchedule,
+            FewStepRestartSampler,
+            FewStepDPMSolverV3,
+            FewStepEstimateStatistics,
+            FewStepLoadStatistics,
+        ]

@@ -42,9 +42,7 @@ class NoiseLaw:
         """lambda = -ln sigma~, half the log signal-to-noise ratio."""
         return -torch.log(self.ratio(sigma))
 
-    def renoise(
-        self, x: Tensor, sigma_from: float, sigma_to: float, noise: Tensor, s_noise: float = 1.0
-    ) -> Tensor:
+    def renoise(self, x: Tensor, sigma_from: float, sigma_to: float, noise: Tensor, s_noise: float = 1.0) -> Tensor:
         """x at `sigma_from` carried up to `sigma_to`, with unit Gaussian `noise` of x's shape times `s_noise`.
 
         Restart, arXiv 2306.14878 eq. 2, for any law: y gains variance sigma~_to^2 - sigma~_from^2.

@@ -12,6 +12,7 @@ from support.mixture import picture_like
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = ["eps", "v", "edm", "flow"]
 LABELS = [0, 3, 5, 1]
+EVERY = slice(None)
 TWICE = [Interval(4, 2, 0.3, 1.5)]
 
 
@@ -38,7 +39,7 @@ def start_noise(count: int = 4, seed: int = 0) -> torch.Tensor:
     return torch.randn((count, 4, 16, 16), generator=torch.Generator().manual_seed(seed))
 
 
-def sample(patcher, inner: str | None = None, seed: int = 7, items=slice(None), **given) -> torch.Tensor:
+def sample(patcher, inner: str | None = None, seed: int = 7, items: slice = EVERY, **given) -> torch.Tensor:
     """The host's own way; `items` of the batch of four, `given` for what a test changes."""
     import comfy.sample
     import comfy.samplers

@@ -289,8 +289,8 @@ def test_a_model_that_fails_ends_the_run_at_that_call():
 
 
 def test_pair_sums_are_those_of_all_pairs():
-    lines = torch.randn((7, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    pairs = [(lines[i] - lines[j]).abs() for j in range(7) for i in range(j)]
+    lines = torch.randn((3, 7), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = [(lines[:, i] - lines[:, j]).abs() for j in range(7) for i in range(j)]
     torch.testing.assert_close(pair_sums(lines), torch.stack(pairs).sum(0))
 
 
@@ -298,8 +298,8 @@ def test_the_distance_is_that_of_its_definition():
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randn((n, 2, 3), generator=generator, dtype=torch.float64) for n in (6, 9))
     along = directions(6, 4)
-    torch.testing.assert_close(along.norm(dim=0), torch.ones(4, dtype=torch.float64))
-    a, b = x.flatten(1) @ along, y.flatten(1) @ along
+    torch.testing.assert_close(along.norm(dim=1), torch.ones(4, dtype=torch.float64))
+    a, b = x.flatten(1) @ along.T, y.flatten(1) @ along.T
     cross = (a[:, None] - b[None]).abs().mean((0, 1))
     own = [(v[:, None] - v[None]).abs().sum((0, 1)) / (len(v) * (len(v) - 1)) for v in (a, b)]
     torch.testing.assert_close(sliced_energy_distances(x, y, along), 2 * cross - own[0] - own[1])

@@ -1,0 +1,259 @@
+"""DPM-Solver-v3 (arXiv 2310.13268): a solver whose parameterization is measured on the person's own model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from comfy_api.latest import io
+
+from ..samplers.dpm_solver_v3 import Options
+from ..samplers.dpm_solver_v3.measured import load_measured, load_published
+from ..samplers.dpm_solver_v3.plan import CORRECTORS, LAST_STEPS
+from ..samplers.dpm_solver_v3.pooling import POOLINGS
+from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
+from .host.estimate import DERIVATIVES, Part, Request, estimate, latent_for, published_range
+from .host.files import find, key_of, measured_as, path_for, statistics_names
+from .host.progress import show_text
+
+StatisticsType = io.Custom("FEWSTEP_STATISTICS")
+KEPT = 4  # interrupted measurements that are held in memory
+interrupted: OrderedDict[str, dict[int, Part]] = OrderedDict()
+
+
+class FewStepDPMSolverV3(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepDPMSolverV3",
+            display_name="DPM-Solver-v3 (FewStep)",
+            category="FewStep/dpm-solver-v3",
+            description="A sampler for 5 to 12 model calls. With statistics measured on your model it is far nearer to "
+            "the converged picture; without them it is a good multistep sampler.",
+            inputs=[
+                io.Int.Input("order", default=2, min=1, max=3, tooltip="Order of the steps, 1 to 3. 2 is steadiest."),
+                io.Combo.Input(
+                    "corrector",
+                    options=list(CORRECTORS),
+                    default="everywhere",
+                    tooltip="Mends every step when the next model call is known, at no further call. everywhere is best "
+                    "up to 12 calls; off is safest at a very high cfg.",
+                ),
+                io.Boolean.Input(
+                    "pseudo_predictor",
+                    default=False,
+                    tooltip="At order 3: high derivatives from fewer points. The paper uses it at 5 calls.",
+                ),
+                io.Boolean.Input(
+                    "pseudo_corrector",
+                    default=False,
+                    tooltip="The corrector takes one point more. The paper uses it on latent models.",
+                ),
+                io.Boolean.Input(
+                    "lower_order_final", default=False, tooltip="Lower the order in the last steps, for steadiness."
+                ),
+                StatisticsType.Input(
+                    "statistics",
+                    optional=True,
+                    tooltip="From Estimate Statistics or Load Statistics, for this model, prompt guidance and shift.",
+                ),
+                io.Combo.Input(
+                    "prediction",
+                    options=list(PREDICTIONS),
+                    default="data",
+                    optional=True,
+                    tooltip="Without statistics: data prediction (as DPM++ 2M) or noise prediction (as DPM-Solver).",
+                ),
+                io.Combo.Input(
+                    "last_step",
+                    options=list(LAST_STEPS),
+                    default="full_order",
+                    optional=True,
+                    tooltip="For schedules that end at 0. full_order: the last hop is solved like the others, at no "
+                    "further call. denoised: it ends with the model's last prediction, as other samplers do.",
+                ),
+                io.Combo.Input(
+                    "use",
+                    options=list(USES),
+                    default="when_checked",
+                    optional=True,
+                    tooltip="when_checked: statistics are used at those numbers of calls where they won their own "
+                    "check. always, never: for comparing.",
+                ),
+            ],
+            outputs=[io.Sampler.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        order,
+        corrector,
+        pseudo_predictor,
+        pseudo_corrector,
+        lower_order_final,
+        statistics=None,
+        prediction="data",
+        last_step="full_order",
+        use="when_checked",
+    ) -> io.NodeOutput:
+        check_choices(prediction=(prediction, PREDICTIONS), use=(use, USES))
+        options = Options(order, corrector, pseudo_predictor, pseudo_corrector, lower_order_final, last_step=last_step)
+        return io.NodeOutput(dpm_solver_v3_sampler(Choice(options, statistics, prediction, use, cls.hidden.unique_id)))
+
+
+class FewStepEstimateStatistics(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepEstimateStatistics",
+            display_name="Estimate Statistics (FewStep)",
+            category="FewStep/dpm-solver-v3",
+            description="Measures DPM-Solver-v3's statistics on your model, with your prompt and cfg, checks them on "
+            "seeds they do not know, and saves them in models/fewstep. Some hundred model calls, once a model.",
+            inputs=[
+                io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled."),
+                io.Conditioning.Input("positive", tooltip="A typical prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt that goes with it."),
+                io.Float.Input(
+                    "cfg",
+                    default=5.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="The cfg you will sample with, 0 to 100. Statistics of another cfg are worse than none.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="An empty latent of the size you will sample: the model draws its own references, as many "
+                    "at a time as its batch size. A latent with pictures: these are the references, not checked.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Of the references and probes. Keep it fixed: another seed is another measurement.",
+                ),
+                io.Int.Input(
+                    "images",
+                    default=8,
+                    min=2,
+                    max=4096,
+                    tooltip="References, 2 to 4096. 8 are enough; with more later on, only the new ones are measured.",
+                ),
+                io.Int.Input("levels", default=20, min=6, max=400, tooltip="Noise levels, 6 to 400. 20 are enough."),
+                io.Combo.Input(
+                    "pooling",
+                    options=list(POOLINGS),
+                    default="global",
+                    tooltip="What shares one number. global: all of a latent, for any size, and the best in our tests. "
+                    "channel: each channel. spectral: bands of spatial frequency. pixel: the paper's, needs hundreds "
+                    "of images.",
+                ),
+                io.Combo.Input(
+                    "derivative",
+                    options=list(DERIVATIVES),
+                    default="auto",
+                    tooltip="forward_mode: exact, about twice the time. differences: any model. auto: forward_mode where "
+                    "the model's code allows it.",
+                ),
+                io.String.Input(
+                    "save_as",
+                    default="",
+                    optional=True,
+                    tooltip="Name of the file in models/fewstep. Empty: made of model type, cfg and a digest.",
+                ),
+            ],
+            outputs=[StatisticsType.Output(display_name="statistics")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        cfg,
+        latent_image,
+        seed,
+        images,
+        levels,
+        pooling,
+        derivative,
+        save_as="",
+    ) -> io.NodeOutput:
+        check_choices(pooling=(pooling, POOLINGS), derivative=(derivative, DERIVATIVES))
+        latent = latent_for(model, latent_image)
+        request = Request(model, positive, negative, cfg, latent, seed, images, levels, pooling, derivative)
+        facts = request.facts()
+        path = path_for(save_as, facts)
+        known = measured_as(path, facts) if path.exists() else None
+        if known is None or known.facts["batches"] < request.batches:
+            parts = interrupted.setdefault(key_of(facts), {})
+            while len(interrupted) > KEPT:
+                interrupted.popitem(last=False)
+            known = estimate(request, known, parts, cls.hidden.unique_id)
+            known.calibration().save(path)
+            del interrupted[key_of(facts)]
+        show_text(cls.hidden.unique_id, f"models/fewstep/{path.name}\n{known.describe()}")
+        return io.NodeOutput(known)
+
+
+class FewStepLoadStatistics(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepLoadStatistics",
+            display_name="Load Statistics (FewStep)",
+            category="FewStep/dpm-solver-v3",
+            description="Statistics that Estimate Statistics saved, or a folder with the paper's authors' l.npz and "
+            "sb.npz, from models/fewstep.",
+            inputs=[
+                io.Combo.Input("name", options=statistics_names(), tooltip="A file or folder in models/fewstep."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Only for the authors' files, which do not hold their noise levels: the model they are of.",
+                ),
+            ],
+            outputs=[StatisticsType.Output(display_name="statistics")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str = "") -> bool | str:
+        try:
+            find(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, **linked) -> float:
+        """The file's time, so that a new file of the same name is read."""
+        return find(name).stat().st_mtime
+
+    @classmethod
+    def execute(cls, name, model=None) -> io.NodeOutput:
+        path = find(name)
+        if path.is_dir():
+            if model is None:
+                raise ValueError(
+                    f"{name} holds the authors' files, which do not say their noise levels. Connect the model."
+                )
+            measured = load_published(path, *published_range(model))
+        else:
+            measured = load_measured(path)
+        show_text(cls.hidden.unique_id, measured.describe())
+        return io.NodeOutput(measured)
+
+
+def check_choices(**given: tuple[str, object]) -> None:
+    """The host lets any text through in a combo box."""
+    for name, (value, allowed) in given.items():
+        if value not in allowed:  # type: ignore[operator]
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")  # type: ignore[arg-type]

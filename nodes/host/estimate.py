@@ -1,0 +1,296 @@
+"""DPM-Solver-v3's statistics, measured on a MODEL with prompt and guidance, and checked on seeds they do not know."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...samplers.contract import Denoiser
+from ...samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics
+from ...samplers.dpm_solver_v3.measured import BUDGETS, Measured
+from ...samplers.dpm_solver_v3.observe import (
+    Derivative,
+    Measurement,
+    Observer,
+    by_differences,
+    by_forward_mode,
+    observe_references,
+)
+from ...samplers.dpm_solver_v3.pooling import Pooling
+from ...samplers.dpm_solver_v3.sums import Sums
+from ...samplers.noise_law import NoiseLaw
+from .identity import conditioning_digest, identify
+from .measuring import Counter, guider_for, inside_sampling
+from .noise import derived_seed
+from .noise_law import noise_law
+
+DERIVATIVES = ("auto", "forward_mode", "differences")
+# Of noise-to-signal: above the first everything is noise, and below the last the host's schedules have no node.
+HIGHEST, LOWEST = 150.0, 0.01
+CHECKED = 2  # batches that are left out once each, and drawn with and without the statistics of the others
+CHECK_SCHEDULE = "beta"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a person asked for. latent: all zeros to let the model draw its own references, or the references."""
+
+    model: ModelPatcher
+    positive: list
+    negative: list
+    cfg: float
+    latent: Tensor
+    seed: int
+    images: int
+    levels: int
+    pooling: str
+    derivative: str
+
+    @property
+    def batch(self) -> int:
+        """As many at a time as the latent has, but two batches at least, so that one can check the other."""
+        return max(1, min(len(self.latent), self.images // 2))
+
+    @property
+    def batches(self) -> int:
+        return math.ceil(self.images / self.batch)
+
+    @property
+    def from_references(self) -> bool:
+        return bool(self.latent.count_nonzero())
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept with the result. Results of equal facts add up, whatever their number of images."""
+        return identify(self.model) | {
+            "cfg": self.cfg,
+            "prompt": conditioning_digest(self.positive, self.negative),
+            "latent": list(self.latent.shape[1:]),
+            "references": conditioning_digest([self.latent]) if self.from_references else "drawn",
+            "seed": self.seed,
+            "batch": self.batch,
+            "levels": self.levels,
+            "pooling": self.pooling,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One batch: its sums, the start and the converged end of its latents, and how J was found."""
+
+    sums: Sums
+    noise: Tensor
+    end: Tensor
+    derivative: str
+
+
+class Automatic:
+    """A Derivative: forward mode, until the model's code turns out not to have it; then differences."""
+
+    name = "forward_mode"
+
+    def __call__(self, denoise: Denoiser, x: Tensor, sigma: float, denoised: Tensor, u: Tensor) -> Tensor:
+        if self.name == "forward_mode":
+            try:
+                return by_forward_mode(denoise, x, sigma, denoised, u)
+            except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+                log.info("Forward-mode derivatives are not to be had on this model (%s); taking differences.", error)
+                self.name = "differences"
+        return by_differences(denoise, x, sigma, denoised, u)
+
+
+def latent_for(model: ModelPatcher, latent: dict[str, Any]) -> Tensor:
+    """The samples of a LATENT, with the model's channels where it is empty. Raises ValueError for nested latents."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    if samples.is_nested:
+        raise ValueError(
+            "This latent holds several parts (picture and sound), which cannot be measured yet. Use DPM-Solver-v3 "
+            "without statistics on this model."
+        )
+    return samples
+
+
+def published_range(model: ModelPatcher) -> tuple[float, float]:
+    """lambda at the model's highest and lowest sigma, between which the authors' tables are uniform."""
+    sampling = model.get_model_object("model_sampling")
+    law = noise_law(sampling)
+    first, last = law.lam(torch.tensor([float(sampling.sigma_max), float(sampling.sigma_min)]).double()).tolist()
+    return first, last
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The plan
+
+
+def level_sigmas(sampling, law: NoiseLaw, levels: int) -> Tensor:
+    """The host's sigmas of `levels` levels, uniform in lambda over the model's range, where the model itself stands.
+
+    A model of discrete time steps answers for the nearest of them; its levels are moved there.
+    """
+    highest = HIGHEST if law.is_flow else min(float(sampling.sigma_max), HIGHEST)
+    lowest = max(law.ratio(float(sampling.sigma_min)), LOWEST)
+    ratios = torch.logspace(math.log10(highest), math.log10(lowest), levels, dtype=torch.float64)
+    wanted = law.sigma(ratios)
+    there = sampling.sigma(sampling.timestep(wanted.float())).double().cpu()
+    return torch.unique(torch.where((there / wanted - 1).abs() < 0.2, there, wanted)).flip(0)
+
+
+def first_sigma(sampling, sigmas: Tensor) -> Tensor:
+    """What the host's schedules begin with, where that is above the first level; empty else."""
+    top = torch.tensor([float(sampling.sigma_max)], dtype=torch.float64)
+    return top[top > sigmas[0] * (1 + 1e-6)]
+
+
+def calls_of(request: Request, sigmas: Tensor, batches: int) -> tuple[int, int]:
+    """Guided model calls of one batch, and of the check of so many."""
+    if request.from_references:
+        return 4 * len(sigmas) - 1, 0
+    sampling = request.model.get_model_object("model_sampling")
+    return 2 * len(sigmas) + len(first_sigma(sampling, sigmas)), min(CHECKED, batches) * 2 * sum(BUDGETS)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The measurement
+
+
+def estimate(request: Request, known: Measured | None, parts: dict[int, Part], node_id: str | None) -> Measured:
+    """Measure what `known` (of the same facts) and `parts` (an interrupted run) do not hold yet, and check it.
+
+    parts is filled batch by batch, so that what was measured survives a cancel.
+    Raises ValueError where the model answers with NaN.
+    """
+    sampling = request.model.get_model_object("model_sampling")
+    law = noise_law(sampling)
+    sigmas = level_sigmas(sampling, law, request.levels)
+    before = int(known.facts["batches"]) if known else 0
+    wanted = [number for number in range(before, request.batches) if number not in parts]
+    per_batch, for_check = calls_of(request, sigmas, request.batches - before)
+    counter = Counter(len(wanted) * per_batch + for_check, node_id, "Measuring")
+    guider = guider_for(request.model, request.positive, request.negative, request.cfg)
+    derivative = derivative_named(request.derivative)
+    for number in wanted:
+        parts[number] = measure_batch(request, guider, derivative, sigmas, number, counter)
+    total = reduce(
+        Sums.__add__, [part.sums for part in parts.values()] + ([known.sums] if known and known.sums else [])
+    )
+    facts = request.facts() | {
+        "batches": request.batches,
+        "images": request.batches * request.batch,
+        "derivative": parts[max(parts)].derivative,
+    }
+    if not request.from_references:
+        facts["check"] = check(request, guider, total, list(parts.values())[:CHECKED], counter)
+    return Measured.of(total, facts)
+
+
+def derivative_named(name: str) -> Derivative:
+    return {"auto": Automatic(), "forward_mode": by_forward_mode, "differences": by_differences}[name]
+
+
+def measure_batch(
+    request: Request,
+    guider: comfy.samplers.CFGGuider,
+    derivative: Derivative,
+    sigmas: Tensor,
+    number: int,
+    counter: Counter,
+) -> Part:
+    """One batch. Raises ValueError where the model answers with NaN."""
+    pooling = Pooling(request.pooling, tuple(request.latent.shape[1:]))
+    law = noise_law(request.model.get_model_object("model_sampling"))
+    shape = (request.batch, *request.latent.shape[1:])
+
+    def draw(purpose: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derived_seed(request.seed, number, purpose))
+
+    randomness = draw(1)
+    measurement = Measurement(
+        law,
+        pooling,
+        Sums.empty(law.lam(sigmas), pooling.features),
+        lambda level, like: torch.randint(0, 2, like, generator=randomness).float().mul_(2).sub_(1),
+        derivative,
+    )
+    noise = torch.randn(shape, generator=draw(0))
+
+    def watch_trajectory(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
+        observer = Observer(counter.watch(denoise), measurement)
+        solver = DPMSolverV3(law, Statistics.data_prediction(), Options(order=3, corrector="off", last_step="denoised"))
+        end = solver(observer, x, torch.cat([first_sigma(sampling, sigmas), sigmas, sigmas.new_zeros(1)]))
+        observer.finish()
+        return end.cpu()
+
+    def renoise_references(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
+        x0 = references(request, number).to(x)
+        fresh = draw(2)
+        observe_references(
+            counter.watch(denoise), x0, sigmas, measurement, lambda level, like: torch.randn(like, generator=fresh)
+        )
+        return x0.cpu()
+
+    sampling = request.model.get_model_object("model_sampling")
+    work = renoise_references if request.from_references else watch_trajectory
+    start = torch.cat([first_sigma(sampling, sigmas), sigmas])[:2].float()
+    end = inside_sampling(guider, noise, start, work, request.seed)
+    if not measurement.sums.second.isfinite().all() or not measurement.sums.probe.isfinite().all():
+        raise ValueError(
+            "The model answered with NaN or infinite numbers, so there is nothing to measure. Draw a picture with it "
+            "first; if that is black too, start ComfyUI with --force-fp32 or use another file of the model."
+        )
+    name = derivative.name if isinstance(derivative, Automatic) else request.derivative
+    return Part(measurement.sums, noise, end, name)
+
+
+def references(request: Request, number: int) -> Tensor:
+    """The latents of one batch, in the model's own scale; over and over again where there are too few."""
+    at = torch.arange(number * request.batch, (number + 1) * request.batch) % len(request.latent)
+    return request.model.model.process_latent_in(request.latent[at])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The check
+
+
+def check(
+    request: Request, guider: comfy.samplers.CFGGuider, total: Sums, parts: Sequence[Part], counter: Counter
+) -> dict[str, dict[str, float]]:
+    """Errors with and without the statistics, at each of BUDGETS, on batches that are left out of them once each."""
+    sampling = request.model.get_model_object("model_sampling")
+    errors: dict[str, dict[str, list[Tensor]]] = {str(calls): {"with": [], "without": []} for calls in BUDGETS}
+    for part in parts:
+        others = total - part.sums
+        if not (others.count > 0).all():
+            return {}  # a single batch has nobody to check it
+        tables = {"with": Measured.of(others, {}).statistics, "without": Statistics.data_prediction()}
+        for calls in BUDGETS:
+            sigmas = comfy.samplers.calculate_sigmas(sampling, CHECK_SCHEDULE, calls)
+            for name, table in tables.items():
+                drawn = draw_with(guider, part.noise, sigmas, table, request.seed, counter)
+                errors[str(calls)][name].append((drawn - part.end).square().flatten(1).mean(1))
+    return {calls: {name: geometric_mean(torch.cat(e)) for name, e in pair.items()} for calls, pair in errors.items()}
+
+
+def draw_with(
+    guider: comfy.samplers.CFGGuider, noise: Tensor, sigmas: Tensor, table: Statistics, seed: int, counter: Counter
+) -> Tensor:
+    """The latents that the solver draws from `noise`, on the CPU."""
+
+    def solve(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
+        return DPMSolverV3(law, table)(counter.watch(denoise), x, sigmas).cpu()
+
+    return inside_sampling(guider, noise, sigmas, solve, seed)
+
+
+def geometric_mean(errors: Tensor) -> float:
+    """One latent that fell into another picture does not outweigh the rest. NaN counts as very bad."""
+    return errors.double().nan_to_num(1e6).clamp(1e-12, 1e6).log().mean().exp().item()

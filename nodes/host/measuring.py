@@ -1,0 +1,77 @@
+"""Measuring inside the host's own sampling: its guider, its memory management, its progress bar and its cancel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...samplers.contract import Denoiser
+from ...samplers.noise_law import NoiseLaw
+from .noise_law import noise_law
+from .progress import show_text
+from .sampler import denoiser, model_sampling_of
+
+Result = TypeVar("Result")
+
+
+class Counter:
+    """Calls done, of those known beforehand: on the node in words, and as the host's progress bar."""
+
+    def __init__(self, total: int, node_id: str | None, what: str):
+        self.total, self.node_id, self.what = total, node_id, what
+        self.done, self.began = 0, time.monotonic()
+        self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
+        show_text(node_id, f"{what}: {total} model calls")
+
+    def watch(self, denoise: Denoiser) -> Denoiser:
+        """The same denoiser, counted, and stopped by the host's cancel."""
+
+        def counted(x: Tensor, sigma: float) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            denoised = denoise(x, sigma)
+            self.done += 1
+            self.bar.update_absolute(self.done)
+            show_text(self.node_id, f"{self.what}: {self.done} of {self.total} model calls, {self.time_left()} left")
+            return denoised
+
+        return counted
+
+    def time_left(self) -> str:
+        seconds = round((time.monotonic() - self.began) / self.done * (self.total - self.done))
+        return f"{seconds // 60}:{seconds % 60:02}"
+
+
+def inside_sampling(
+    guider: comfy.samplers.CFGGuider,
+    noise: Tensor,
+    sigmas: Tensor,
+    work: Callable[[Denoiser, Tensor, NoiseLaw], Result],
+    seed: int,
+) -> Result:
+    """work(denoise, x, law) as a sampler of the host is run: x is `noise` as the model wants it at sigmas[0]."""
+    results: list[Result] = []
+
+    def sampler_function(model, x, sigmas, extra_args=None, callback=None, disable=None) -> Tensor:
+        results.append(work(denoiser(model, x, extra_args or {}), x, noise_law(model_sampling_of(model))))
+        return x
+
+    sampler = comfy.samplers.KSAMPLER(sampler_function)
+    guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed)
+    return results[0]
+
+
+def guider_for(model: ModelPatcher, positive: list, negative: list, cfg: float) -> comfy.samplers.CFGGuider:
+    """The host's ordinary guidance, with everything that hangs on the model."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider

@@ -1,0 +1,94 @@
+"""Statistics together with what is known of them: where they were measured, and at which budgets they helped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..calibration import Calibration
+from .statistics import Statistics
+from .sums import Sums, continued
+
+KIND = "statistics"
+WINDOW = 0.3  # of lambda: half width of all smoothing
+BUDGETS = (5, 8, 10, 20)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """statistics: the table. facts: see nodes.host.identity. sums: what it was made from, None for the authors' files.
+
+    facts["check"] maps a budget of model calls to the errors, on latents that the table was not made from, "with" and
+    "without" it (geometric means of the squared distance to the converged latent).
+    """
+
+    statistics: Statistics
+    facts: dict[str, Any] = field(default_factory=dict)
+    sums: Sums | None = None
+
+    @classmethod
+    def of(cls, sums: Sums, facts: dict[str, Any]) -> Measured:
+        return cls(continued(sums.statistics(WINDOW, WINDOW)), facts, sums)
+
+    def helps(self, calls: int) -> bool:
+        """Whether the table won at the checked budget nearest to `calls`; unchecked tables are trusted."""
+        check = self.facts.get("check")
+        if not check:
+            return True
+        nearest = min(check, key=lambda budget: abs(math.log(int(budget) / max(calls, 1))))
+        return check[nearest]["with"] < check[nearest]["without"]
+
+    def describe(self) -> str:
+        """For the node: where from, and the check, a line a budget."""
+        facts = self.facts
+        if "source" in facts:
+            return f"{facts['source']}: {len(self.statistics.lam)} levels, not checked"
+        lines = [f"{facts['images']} images, {facts['levels']} levels, cfg {facts['cfg']:g}, {facts['derivative']}"]
+        for budget, error in facts.get("check", {}).items():
+            verdict = "used" if error["with"] < error["without"] else "not used"
+            lines.append(f"{budget} calls: error {error['with']:.1e}, without {error['without']:.1e}: {verdict}")
+        return "\n".join(lines if facts.get("check") else [*lines, "not checked"])
+
+    def calibration(self) -> Calibration:
+        """As a file. Raises ValueError for tables that were not measured here."""
+        if self.sums is None:
+            raise ValueError("Only measured statistics are saved; the authors' files are files already.")
+        return Calibration(KIND, dict(vars(self.sums)), self.facts)
+
+
+def load_measured(path: Path) -> Measured:
+    """From a file of `Measured.calibration`. Raises ValueError in words for what is not one, or holds nonsense."""
+    calibration = Calibration.load(path, KIND)
+    names = ("lam", "count", "first", "second", "probe_count", "probe")
+    missing = [name for name in names if name not in calibration.tensors]
+    if missing:
+        raise ValueError(f"{path.name} lacks {', '.join(missing)}; measure again.")
+    tensors = [calibration.tensors[name].double() for name in names]
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise ValueError(f"{path.name} holds NaN or infinite numbers; measure again.")
+    try:
+        return Measured.of(Sums(*tensors), calibration.facts)
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"The tables of {path.name} do not fit together; measure again.") from error
+
+
+def load_published(folder: Path, lam_first: float, lam_last: float) -> Measured:
+    """The authors' l.npz (l) and sb.npz (s, b), (N + 1, C, H, W) each, on N + 1 levels uniform in lambda.
+
+    The files do not hold their levels: those of the model are lam_first (most noise) to lam_last (least).
+    Raises ValueError for files that lack an array, and never unpickles.
+    """
+    tables = {}
+    for name, keys in (("l.npz", ("l",)), ("sb.npz", ("s", "b"))):
+        try:
+            with np.load(folder / name, allow_pickle=False) as file:
+                tables |= {key: torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in keys}
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{folder.name}/{name} cannot be read ({error}). Copy the authors' file again.") from error
+    lam = torch.linspace(lam_first, lam_last, len(tables["l"]), dtype=torch.float64)
+    return Measured(Statistics(lam, **tables), {"source": f"the authors' {folder.name}"})

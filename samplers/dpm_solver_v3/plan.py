@@ -1,0 +1,252 @@
+"""DPM-Solver-v3's multistep predictor-corrector, arXiv 2310.13268 algorithms 1 and 2, planned before the first call.
+
+At node k, with D_k at hand: correct x_k by a step from node k - 1 that now knows r_k, then predict x_{k+1}. r_k stays
+what it was at the predicted x_k. A plan holds these steps in the scale of the host's latents, x = alpha y, so the
+loop needs neither alpha nor lambda. The last prediction is not corrected: N steps are N model calls.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..noise_law import NoiseLaw
+from .coefficients import Coefficients, step_coefficients, usable
+from .integrals import RULES
+from .statistics import Statistics
+
+CORRECTORS = ("everywhere", "high_noise", "low_noise", "off")
+LAST_STEPS = ("full_order", "denoised")
+# The authors' code corrects, with its option `half`, where the time of Stable Diffusion is above 1/2, which is
+# sigma~ = 1.613. The paper's section 3.3 says below 1/2.
+CORRECTOR_SPLIT = -0.478
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to step.
+
+    order: of the predictor, 1 to 3. corrector: where the corrector works; its order is the predictor's before it.
+    pseudo_predictor, pseudo_corrector: high derivatives from fewer nodes each (section 3.2); the pseudo corrector has
+    one order more. lower_order_final: the last step but k has at most order k + 1.
+    quadrature: "exact", or "trapezoid" as the authors' code, which wants nodes on the table's points.
+    last_step: for a schedule that ends at 0. "denoised" ends with D at the last node. "full_order" goes on, without
+    another call, to the noise-to-signal ratio `final_ratio`, or by `final_hop` in lambda if that is nearer, and the
+    rest of the noise is left in; where the last node is not above `final_ratio`, it ends with D too.
+    corrector_split: the lambda that parts high from low noise.
+    early_corrector: not in the paper. There the corrector has the order of the predictor before it, so that x at the
+    first node after the start, which a first-order step made, is never corrected. With it the corrector has the full
+    order as soon as there are nodes for it.
+
+    Raises ValueError for what is not allowed.
+    """
+
+    order: int = 2
+    corrector: str = "everywhere"
+    pseudo_predictor: bool = False
+    pseudo_corrector: bool = False
+    lower_order_final: bool = False
+    quadrature: str = "exact"
+    last_step: str = "full_order"
+    final_ratio: float = 0.02
+    final_hop: float = math.inf
+    corrector_split: float = CORRECTOR_SPLIT
+    early_corrector: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise ValueError(f"The order is {self.order}; DPM-Solver-v3 has orders 1, 2 and 3.")
+        choices = {"corrector": CORRECTORS, "quadrature": tuple(RULES), "last_step": LAST_STEPS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
+        if not 0 < self.final_ratio < math.inf or not self.final_hop > 0:
+            raise ValueError(
+                f"The last step to final_ratio {self.final_ratio:g} over a final_hop of {self.final_hop:g} in lambda "
+                "cannot be made; both must be above 0, and the ratio is small, such as 0.02."
+            )
+
+    def corrects_at(self, lam: float) -> bool:
+        """Whether a node is corrected."""
+        if self.corrector in ("everywhere", "off"):
+            return self.corrector == "everywhere"
+        return (lam < self.corrector_split) == (self.corrector == "high_noise")
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """a x + bias + sum_j weights[j] r_j over the newest nodes, the newest first. a, bias: F; weights: (n, *F)."""
+
+    a: Tensor
+    bias: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """From one node to the next. order: of the predictor; corrected: of the correction of x at this node, 0 for none.
+
+    `table` (rows, *F) has all coefficients in one tensor, to be moved to a device at once; the properties say which.
+    """
+
+    sigma: float
+    sigma_next: float
+    order: int
+    corrected: int
+    table: Tensor
+
+    @property
+    def x_in_r(self) -> Tensor:
+        """r = D + x_in_r x, which is D - (1 - l) y."""
+        return self.table[0]
+
+    @property
+    def r_in_x(self) -> Tensor:
+        """The corrected x of this node is what `corrector` of the step before gave + r_in_x r."""
+        return self.table[1]
+
+    @property
+    def predictor(self) -> Combination:
+        """x at the next node."""
+        return Combination(self.table[2], self.table[3], self.table[4 : 4 + self.order])
+
+    @property
+    def corrector(self) -> Combination | None:
+        """The corrected x at the next node, up to the r of that node; None where that is not corrected."""
+        rows = self.table[4 + self.order :]
+        return Combination(rows[0], rows[1], rows[2:]) if len(rows) else None
+
+    def __str__(self) -> str:
+        corrected = f", after a correction of order {self.corrected}" if self.corrected else ""
+        return f"sigma {self.sigma:.4g} to {self.sigma_next:.4g}: order {self.order}{corrected}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """All steps, a model call each."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def kept(self) -> int:
+        """How many nodes before its own a step may need: their r is kept."""
+        combinations = [c for step in self.steps for c in (step.predictor, step.corrector) if c]
+        return max(len(combination.weights) for combination in combinations) - 1
+
+    def __str__(self) -> str:
+        return "\n".join([f"{len(self.steps)} model calls", *map(str, self.steps)])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Making it
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """What a plan is made from: the host's sigmas, the lambda of each, and how to step.
+
+    A last lambda of +inf means that the last step ends with D.
+    """
+
+    sigmas: Sequence[float]
+    lams: Sequence[float]
+    law: NoiseLaw
+    statistics: Statistics
+    options: Options
+
+    def steps(self) -> Iterator[Step]:
+        """All steps of the plan, in their order."""
+        correction = None
+        for k, (sigma, sigma_next) in enumerate(pairwise(self.sigmas)):
+            x_in_r = self.x_in_r(k)
+            r_in_x = correction.weights[1] if correction else torch.zeros_like(x_in_r)
+            corrected = len(correction.weights) if correction else 0
+            predictor = self.predictor(k)
+            order = len(predictor.weights)
+            rows = [x_in_r, r_in_x, predictor.a, predictor.bias, *predictor.weights]
+            correction = self.correction(k, order)
+            if correction:
+                r_here, _, *r_before = correction.weights
+                rows += [correction.a, correction.bias, r_here, *r_before]
+            yield Step(sigma, sigma_next, order, corrected, torch.stack(rows))
+
+    def ends_with_d(self, k: int) -> bool:
+        """Whether step k is the one to no noise at all."""
+        return self.lams[k + 1] == math.inf
+
+    def x_in_r(self, k: int) -> Tensor:
+        """-(1 - l) / alpha at node k. Where alpha is 0, l is 1, and so it is for a step that ends with D."""
+        l_here = torch.ones_like(self.statistics.l[0]) if self.ends_with_d(k) else self.statistics.l_at(self.lams[k])
+        return (l_here - 1) / (self.law.alpha(self.sigmas[k]) or 1)
+
+    def predictor(self, k: int) -> Coefficients:
+        """From node k to k + 1, on node k and those before it."""
+        if self.ends_with_d(k):
+            zero = torch.zeros_like(self.statistics.l[0])
+            return Coefficients(zero, zero, zero[None] + 1)
+        order = min(self.options.order, k + 1)
+        if self.options.lower_order_final:
+            order = min(order, len(self.lams) - 1 - k)
+        newest = self.lams[k::-1][:order]
+        nodes = [newest[i] for i in usable(self.statistics, newest, self.lams[k + 1])]
+        return self.in_latents(k, nodes, self.options.pseudo_predictor)
+
+    def correction(self, k: int, order: int) -> Coefficients | None:
+        """From node k, left with a predictor of `order`, to k + 1: on node k, k + 1 and those before k, or None.
+
+        There is none without another node than k, at the end, and at a node whose x is not used, before D.
+        """
+        if k + 2 == len(self.lams) or self.ends_with_d(k + 1) or not self.options.corrects_at(self.lams[k + 1]):
+            return None
+        if self.options.early_corrector:
+            order = max(order, min(self.options.order, k + 2))
+        nodes = [self.lams[k], self.lams[k + 1], *self.lams[:k][::-1]][: order + self.options.pseudo_corrector]
+        used = usable(self.statistics, nodes, self.lams[k + 1])
+        return self.in_latents(k, [nodes[i] for i in used], self.options.pseudo_corrector) if 1 in used else None
+
+    def in_latents(self, k: int, nodes: Sequence[float], pseudo: bool) -> Coefficients:
+        """The coefficients of step k for x = alpha y. At sigma 0 x is y, whatever noise is left in it."""
+        step = step_coefficients(
+            self.statistics, nodes, self.lams[k + 1], pseudo=pseudo, quadrature=self.options.quadrature
+        )
+        alpha, alpha_next = self.law.alpha(self.sigmas[k]), self.law.alpha(self.sigmas[k + 1])
+        from_x = 1 / alpha if alpha else 1 / self.sigmas[k]  # from lambda = -inf, a multiplies x / sigma
+        return Coefficients(step.a * alpha_next * from_x, step.bias * alpha_next, step.weights * alpha_next)
+
+
+def check_sigmas(sigmas: Sequence[float], law: NoiseLaw) -> None:
+    """Raises ValueError for a schedule that cannot be run."""
+    if len(sigmas) < 2:
+        raise ValueError("The sigmas hold no step. Give the scheduler at least 1 step and a denoise above 0.")
+    if not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
+        raise ValueError("The sigmas must be numbers of 0 or more; there is a negative one, an infinite one or NaN.")
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        if sigma_next >= sigma:
+            raise ValueError(
+                f"The sigmas must fall at every step; step {step + 1} goes from {sigma:g} to {sigma_next:g}. "
+                "Use fewer steps or another scheduler, and for a schedule with restarts the Restart Sampler."
+            )
+    if law.is_flow and sigmas[0] > 1:
+        raise ValueError(f"The sigmas of a flow model are 1 at most; the first one is {sigmas[0]:g}.")
+
+
+def lams_of(sigmas: Sequence[float], law: NoiseLaw, options: Options) -> list[float]:
+    """lambda of every sigma. A last sigma of 0 stands for a tiny one, or has +inf where the step ends with D."""
+    lams: list[float] = law.lam(torch.tensor(sigmas, dtype=torch.float64)).tolist()
+    last = -math.log(options.final_ratio)
+    if sigmas[-1] == 0 and options.last_step == "full_order" and lams[-2] < last:
+        lams[-1] = min(last, lams[-2] + options.final_hop)
+    return lams
+
+
+def make_plan(sigmas: Tensor, law: NoiseLaw, statistics: Statistics, options: Options) -> Plan:
+    """The plan for the host's sigmas (N + 1,). Raises ValueError for sigmas that do not fall; see check_sigmas."""
+    values: list[float] = sigmas.detach().to("cpu", torch.float64).tolist()
+    check_sigmas(values, law)
+    course = Course(values, lams_of(values, law, options), law, statistics, options)
+    return Plan(tuple(course.steps()))

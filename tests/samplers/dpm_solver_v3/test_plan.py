@@ -1,0 +1,210 @@
+"""The plan: orders, where the corrector works, how a schedule ends, and what it refuses. No model is run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from fewstep.samplers.dpm_solver_v3 import Options, Statistics, make_plan, step_coefficients
+from fewstep.samplers.dpm_solver_v3.plan import CORRECTOR_SPLIT, CORRECTORS
+from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
+from torch import Tensor
+
+DATA = Statistics.data_prediction()
+DOWN = torch.logspace(1, -1, 7, dtype=torch.float64)
+DOWN_TO_0 = torch.cat([DOWN, torch.zeros(1, dtype=torch.float64)])
+
+
+def table() -> Statistics:
+    """Two channels, lambda from -3 to 3."""
+    generator = torch.Generator().manual_seed(0)
+    l, s, b = torch.rand((3, 9, 2, 1, 1), generator=generator, dtype=torch.float64)  # noqa: E741
+    return Statistics(torch.linspace(-3, 3, 9), l, s - 1, b / 5)
+
+
+def plan(sigmas: Tensor = DOWN, statistics: Statistics = DATA, law=VARIANCE_EXPLODING, **options):
+    return make_plan(sigmas, law, statistics, Options(**options))
+
+
+def orders(*arguments, **options) -> list[int]:
+    return [step.order for step in plan(*arguments, **options).steps]
+
+
+def corrections(*arguments, **options) -> list[int]:
+    return [step.corrected for step in plan(*arguments, **options).steps]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Orders
+
+
+def test_the_order_rises_with_the_nodes_and_falls_at_the_end_if_asked():
+    assert orders(order=1) == [1, 1, 1, 1, 1, 1]
+    assert orders(order=3) == [1, 2, 3, 3, 3, 3]
+    assert orders(order=3, lower_order_final=True) == [1, 2, 3, 3, 2, 1]
+    assert orders(DOWN[:3], order=3, lower_order_final=True) == [1, 1]
+
+
+def test_the_corrector_has_the_order_of_the_predictor_before_it_or_one_more_or_is_there_early():
+    assert corrections(order=1) == [0, 0, 0, 0, 0, 0]
+    assert corrections(order=3) == [0, 0, 2, 3, 3, 3]
+    assert corrections(order=3, pseudo_corrector=True) == [0, 2, 3, 4, 4, 4]
+    assert corrections(order=1, pseudo_corrector=True) == [0, 2, 2, 2, 2, 2]
+    assert corrections(order=3, early_corrector=True) == [0, 2, 3, 3, 3, 3]
+    assert corrections(order=1, early_corrector=True) == [0, 0, 0, 0, 0, 0]
+    assert corrections(order=3, corrector="off") == [0, 0, 0, 0, 0, 0]
+
+
+def test_high_and_low_noise_share_the_corrections_between_them():
+    """lambda -0.478, sigma~ 1.613: the nodes at 10, 4.6 and 2.2 lie above it."""
+    assert math.exp(-CORRECTOR_SPLIT) == pytest.approx(1.613, abs=1e-3)
+    assert corrections(corrector="high_noise") == [0, 0, 2, 0, 0, 0]
+    assert corrections(corrector="low_noise") == [0, 0, 0, 2, 2, 2]
+    assert corrections(corrector="low_noise", corrector_split=math.log(4)) == [0, 0, 0, 0, 0, 2]
+
+
+def test_a_plan_is_a_combination_of_at_most_five_tensors_and_six_for_a_pseudo_corrector_of_order_four():
+    flags = itertools.product((1, 2, 3), CORRECTORS, (False, True), (False, True), (False, True), (False, True))
+    for order, corrector, pp, cp, lof, early in flags:
+        options = {"order": order, "corrector": corrector, "pseudo_predictor": pp, "pseudo_corrector": cp}
+        made = plan(DOWN_TO_0, table(), lower_order_final=lof, early_corrector=early, **options)
+        for step, following in zip(made.steps, [*made.steps[1:], None], strict=True):
+            assert 2 + len(step.predictor.weights) == 2 + step.order <= 5
+            assert (step.corrector is not None) == (following is not None and following.corrected > 0)
+            if step.corrector:
+                assert 3 + len(step.corrector.weights) == 2 + following.corrected <= (6 if cp else 5)
+        assert made.kept <= order - (0 if cp else 1)
+
+
+def test_a_plan_prints_a_line_for_every_call():
+    lines = str(plan(DOWN_TO_0[4:], order=2)).splitlines()
+    assert lines == [
+        "3 model calls",
+        "sigma 0.4642 to 0.2154: order 1",
+        "sigma 0.2154 to 0.1: order 2",
+        "sigma 0.1 to 0: order 2, after a correction of order 2",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Coefficients
+
+
+def test_the_rows_of_a_step_are_its_coefficients_in_the_scale_of_the_latents():
+    statistics, sigmas = table(), torch.tensor([0.9, 0.7, 0.4, 0.2], dtype=torch.float64)
+    lams = FLOW.lam(sigmas).tolist()
+    step = plan(sigmas, statistics, FLOW, order=2).steps[1]
+    expected = step_coefficients(statistics, [lams[1], lams[0]], lams[2])
+    torch.testing.assert_close(step.predictor.a, expected.a * 0.6 / 0.3)
+    torch.testing.assert_close(step.predictor.bias, expected.bias * 0.6)
+    torch.testing.assert_close(step.predictor.weights, expected.weights * 0.6)
+    torch.testing.assert_close(step.x_in_r, -(1 - statistics.l_at(lams[1])) / 0.3)
+    corrected = step_coefficients(statistics, [lams[1], lams[2], lams[0]][:2], lams[2])
+    torch.testing.assert_close(step.corrector.weights, corrected.weights[:1] * 0.6)
+    torch.testing.assert_close(plan(sigmas, statistics, FLOW, order=2).steps[2].r_in_x, corrected.weights[1] * 0.6)
+
+
+def test_a_plan_does_not_depend_on_the_dtype_of_the_sigmas():
+    """The host's are float32; one table begins at their first lambda, rounded otherwise."""
+    sigmas = torch.tensor([14.6146, 5.0, 1.0, 0.03])
+    lam = torch.linspace(-math.log(14.6146), 4, 20, dtype=torch.float64)
+    statistics = Statistics(lam + 1e-6, *torch.full((3, 20, 1, 1, 1), 0.5))
+    assert orders(sigmas, statistics, order=3) == orders(sigmas.double(), statistics, order=3) == [1, 2, 3]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The start
+
+
+def test_a_flow_model_starts_at_one_and_uses_that_node_once_more():
+    sigmas = torch.tensor([1.0, 0.9, 0.7, 0.5, 0.3, 0.1])
+    assert orders(sigmas, DATA, FLOW, order=3) == [1, 2, 2, 3, 3]
+    first, second, third, *_ = plan(sigmas, DATA, FLOW, order=3).steps
+    assert first.x_in_r == 0 and first.predictor.a.item() == pytest.approx(0.9)
+    assert first.predictor.weights.item() == pytest.approx(0.1)
+    assert (second.predictor.weights[1] < 0).all()
+    assert all(step.table.isfinite().all() for step in (first, second, third))
+
+
+def test_no_history_crosses_the_start_of_the_table():
+    sigmas = torch.exp(torch.tensor([4.5, 3.8, 2.5, 1.5, 0.5, -0.5, -1.5], dtype=torch.float64))  # it starts at e^3
+    assert orders(sigmas, table(), order=3) == [1, 1, 1, 2, 3, 3]
+    assert corrections(sigmas, table(), order=3) == [0, 0, 0, 0, 2, 3]
+    assert corrections(sigmas, table(), order=3, early_corrector=True) == [0, 2, 2, 2, 3, 3]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The end
+
+
+def test_a_schedule_that_ends_at_zero_ends_with_d_if_asked():
+    made = plan(DOWN_TO_0, table(), order=3, last_step="denoised")
+    assert [step.order for step in made.steps] == [1, 2, 3, 3, 3, 3, 1]
+    assert [step.corrected for step in made.steps] == [0, 0, 2, 3, 3, 3, 0]  # the last x would not be used
+    last = made.steps[-1]
+    assert not last.x_in_r.any() and not last.predictor.a.any() and not last.predictor.bias.any()
+    assert (last.predictor.weights == 1).all()
+
+
+@pytest.mark.parametrize("law", [VARIANCE_EXPLODING, FLOW], ids=["ve", "flow"])
+@pytest.mark.parametrize("end, ratio", [({"final_ratio": 0.03}, 0.03), ({"final_hop": 0.5}, 0.1 * math.exp(-0.5))])
+def test_or_it_goes_on_to_a_tiny_ratio_at_full_order_without_another_call(law, end, ratio):
+    """The plan of 7 calls is the one for sigmas that end at that ratio, but that x is then y."""
+    to_0, to_tiny = law.sigma(DOWN_TO_0), law.sigma(torch.cat([DOWN, torch.tensor([ratio], dtype=torch.float64)]))
+    ours, expected = (plan(sigmas, table(), law, order=3, **end).steps for sigmas in (to_0, to_tiny))
+    assert [step.order for step in ours] == [1, 2, 3, 3, 3, 3, 3]
+    for a, b in zip(ours[:-1], expected[:-1], strict=True):
+        torch.testing.assert_close(a.table, b.table)
+    assert ours[-1].sigma_next == 0
+    alpha = law.alpha(law.sigma(ratio))
+    torch.testing.assert_close(ours[-1].table[2:], expected[-1].table[2:] / alpha)
+
+
+def test_where_the_last_node_is_tiny_already_it_ends_with_d():
+    assert orders(DOWN_TO_0, order=3, final_ratio=0.1001)[-1] == 1
+    assert orders(DOWN_TO_0, order=3, final_ratio=0.0999)[-1] == 3
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "sigmas, words",
+    [
+        ([], "hold no step"),
+        ([1.0], "hold no step. Give the scheduler at least 1 step and a denoise above 0"),
+        ([2.0, 1.0, 1.0, 0.0], "step 2 goes from 1 to 1"),
+        ([2.0, 1.0, 1.5, 0.0], "step 2 goes from 1 to 1.5. .* the Restart Sampler"),
+        ([2.0, 0.0, 0.0], "step 2 goes from 0 to 0"),
+        ([2.0, -1.0], "a negative one"),
+        ([math.inf, 1.0], "an infinite one"),
+        ([2.0, math.nan, 0.0], "NaN"),
+    ],
+)
+def test_a_schedule_that_does_not_fall_is_refused_in_words(sigmas, words):
+    with pytest.raises(ValueError, match=words):
+        plan(torch.tensor(sigmas))
+
+
+def test_a_flow_schedule_above_one_is_refused():
+    with pytest.raises(ValueError, match="1 at most; the first one is 1.5"):
+        plan(torch.tensor([1.5, 0.5]), law=FLOW)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"order": 4}, "The order is 4; DPM-Solver-v3 has orders 1, 2 and 3"),
+        ({"corrector": "on"}, "corrector is 'on'; choose one of everywhere, high_noise, low_noise, off"),
+        ({"quadrature": "simpson"}, "choose one of exact, trapezoid"),
+        ({"last_step": "euler"}, "choose one of full_order, denoised"),
+        ({"final_ratio": 0.0}, "final_ratio 0 over a final_hop of inf"),
+        ({"final_hop": 0.0}, "final_ratio 0.02 over a final_hop of 0"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused_in_words(options, words):
+    with pytest.raises(ValueError, match=words):
+        Options(**options)
