@@ -141,8 +141,10 @@ def level_sigmas(sampling, law: NoiseLaw, levels: int) -> Tensor:
     lowest = max(law.ratio(float(sampling.sigma_min)), LOWEST)
     ratios = torch.logspace(math.log10(highest), math.log10(lowest), levels, dtype=torch.float64)
     wanted = law.sigma(ratios)
+    if law.is_flow:
+        return wanted
     there = sampling.sigma(sampling.timestep(wanted.float())).double().cpu()
-    return torch.unique(torch.where((there / wanted - 1).abs() < 0.2, there, wanted)).flip(0)
+    return torch.unique(there).flip(0)
 
 
 def first_sigma(sampling, sigmas: Tensor) -> Tensor:

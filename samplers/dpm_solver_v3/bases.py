@@ -59,7 +59,7 @@ class Pixels:
 
     def __init__(self, statistics: Statistics, item: tuple[int, ...]):
         size = tuple(statistics.features[1:])
-        if size != (1, 1) and size != item[1:][-2:]:
+        if statistics.is_per_pixel and size != item[1:][-2:]:
             raise ValueError(
                 f"The statistics were measured per pixel at {size[0]} x {size[1]}; this latent is "
                 f"{' x '.join(map(str, item[1:]))}. Pool them by channel or spectral to use them at other sizes."

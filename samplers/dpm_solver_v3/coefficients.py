@@ -1,4 +1,4 @@
-"""One step of DPM-Solver-v3, arXiv 2310.13268 eq. 11 and 12, as a linear combination.
+"""One step of DPM-Solver-v3, arXiv 2310.13268 sections 3.1 and 3.2, as a linear combination.
 
     y' = -l y - f,   f = (1 - l) y - D,   g = e^-S f - B   (all integrals from the start of the step)
     y_t = e^-L_t [ y_s - sum_k g^(k) / k! E_k - K ]
@@ -52,7 +52,7 @@ def step_coefficients(
     nodes: lambda of the start and then of further nodes in the order in which they count: for a predictor the
     start, the node before it, ...; for a corrector the start, `lam_to`, the node before the start, ...
     The first node of all may be -inf.
-    pseudo: the k-th derivative from the first k + 1 nodes only, arXiv 2310.13268 section 3.2.
+    pseudo: the k-th derivative from the first k + 1 nodes only, arXiv 2310.13268 section 3.3.
     Nodes that `usable` leaves out get weight 0.
     Raises ValueError for a step that does not go forward, coincident nodes, and statistics without a finite answer.
     """
@@ -138,7 +138,7 @@ def eliminate_g(
 def derivatives(offsets: Tensor, pseudo: bool) -> Tensor:
     """(n, n): row j makes g^(j) / j! at the first node from g at all nodes, whose `offsets` (n,) begin with 0.
 
-    True derivatives are those of the polynomial through all nodes (eq. 12); the pseudo one of order j is that of the
+    True derivatives are those of the polynomial through all nodes; the pseudo one of order j is that of the
     polynomial through the first j + 1, a divided difference.
     """
     powers = offsets[:, None] ** torch.arange(len(offsets))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def load_published(folder: Path, lam_first: float, lam_last: float) -> Measured:
         try:
             with np.load(folder / name, allow_pickle=False) as file:
                 tables |= {key: torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in keys}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{folder.name}/{name} cannot be read ({error}). Copy the authors' file again.") from error
     lam = torch.linspace(lam_first, lam_last, len(tables["l"]), dtype=torch.float64)
     return Measured(Statistics(lam, **tables), {"source": f"the authors' {folder.name}"})

@@ -1,4 +1,4 @@
-"""DPM-Solver-v3's multistep predictor-corrector, arXiv 2310.13268 algorithms 1 and 2, planned before the first call.
+"""DPM-Solver-v3's multistep predictor-corrector, arXiv 2310.13268 section 3.2, planned before the first call.
 
 At node k, with D_k at hand: correct x_k by a step from node k - 1 that now knows r_k, then predict x_{k+1}. r_k stays
 what it was at the predicted x_k. A plan holds these steps in the scale of the host's latents, x = alpha y, so the
@@ -32,7 +32,7 @@ class Options:
     """How to step.
 
     order: of the predictor, 1 to 3. corrector: where the corrector works; its order is the predictor's before it.
-    pseudo_predictor, pseudo_corrector: high derivatives from fewer nodes each (section 3.2); the pseudo corrector has
+    pseudo_predictor, pseudo_corrector: high derivatives from fewer nodes each (section 3.3); the pseudo corrector has
     one order more. lower_order_final: the last step but k has at most order k + 1.
     quadrature: "exact", or "trapezoid" as the authors' code, which wants nodes on the table's points.
     last_step: for a schedule that ends at 0. "denoised" ends with D at the last node. "full_order" goes on, without

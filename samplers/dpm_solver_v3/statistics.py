@@ -87,6 +87,15 @@ class Statistics:
         """F."""
         return self.l.shape[1:]
 
+    @property
+    def is_per_pixel(self) -> bool:
+        """Whether it fits latents of one height and width only."""
+        return len(self.features) == 3 and tuple(self.features[1:]) != (1, 1)
+
+    def pooled_by_channel(self) -> Statistics:
+        """The means over height and width, for latents of another size. F is (C, 1, 1)."""
+        return Statistics(self.lam, *(table.mean((-2, -1), keepdim=True) for table in (self.l, self.s, self.b)))
+
     @cached_property
     def start(self) -> float:
         """The lambda from which on the table speaks."""

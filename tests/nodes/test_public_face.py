@@ -36,6 +36,28 @@ CONTRACT = {
     ),
     "FewStepRestartSchedule": (["model", "sigmas", "preset", "budget"], ["intervals"], ["SIGMAS", "INT"]),
     "FewStepRestartSampler": (["s_noise"], ["sampler"], ["SAMPLER"]),
+    "FewStepDPMSolverV3": (
+        ["order", "corrector", "pseudo_predictor", "pseudo_corrector", "lower_order_final"],
+        ["statistics", "prediction", "last_step", "use"],
+        ["SAMPLER"],
+    ),
+    "FewStepEstimateStatistics": (
+        [
+            "model",
+            "positive",
+            "negative",
+            "cfg",
+            "latent_image",
+            "seed",
+            "images",
+            "levels",
+            "pooling",
+            "derivative",
+        ],
+        ["save_as"],
+        ["FEWSTEP_STATISTICS"],
+    ),
+    "FewStepLoadStatistics": (["name"], ["model"], ["FEWSTEP_STATISTICS"]),
 }
 
 

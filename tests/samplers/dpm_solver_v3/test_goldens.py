@@ -17,7 +17,7 @@ from support.recording import Recording
 from torch import Tensor
 
 FOLDER = Path(os.environ["FEWSTEP_ROOT"], "tests", "goldens", "dpm_solver_v3")
-FILES = sorted(path.stem for path in FOLDER.glob("*.npz"))
+FILES = sorted(path.stem for path in FOLDER.glob("v3_*.npz"))
 RUNS = {
     "v3_edm_degenerate_logsnr": 90,
     "v3_edm_ems_flags": 4,

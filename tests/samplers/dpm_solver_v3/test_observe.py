@@ -96,11 +96,11 @@ def exact() -> Statistics:
 @LAWS
 @pytest.mark.parametrize("derivative", [by_differences, by_forward_mode])
 def test_statistics_of_an_exact_mixture(law, derivative, exact):
-    """64 images: l has a sampling error below .005 (probes) and s below .03 (latents); allowed is three times that."""
+    """64 images: l has a sampling error below .005 (probes) and s below .04 (latents); allowed is three times that."""
     found = measure(law, images=64, derivative=derivative).statistics(0.3, 0.3)
     assert (found.l - exact.l).abs().max() < 0.015
     inner = slice(3, None)  # at the first levels f hardly varies, and s is noise there
-    assert (found.s - exact.s)[inner].abs().max() < 0.09
+    assert (found.s - exact.s)[inner].abs().max() < 0.12
     assert (found.b - exact.b).abs().max() < 0.03
 
 
@@ -108,13 +108,15 @@ def test_statistics_of_an_exact_mixture(law, derivative, exact):
 def test_statistics_from_given_latents(law, exact):
     found = measure(law, references=mixture().sample(64, seed=9)).statistics(0.3, 0.3)
     assert (found.l - exact.l).abs().max() < 0.015
-    assert (found.s - exact.s)[3:].abs().max() < 0.09
+    assert (found.s - exact.s)[3:].abs().max() < 0.12
     assert (found.b - exact.b).abs().max() < 0.03
 
 
 def test_both_derivatives_find_the_same():
     """With the same signs, what is left is the curvature of D over a tenth of sigma~."""
-    one, two = (measure(VARIANCE_EXPLODING, images=64, derivative=d).linear_part() for d in (by_differences, by_forward_mode))
+    one, two = (
+        measure(VARIANCE_EXPLODING, images=64, derivative=d).linear_part() for d in (by_differences, by_forward_mode)
+    )
     assert (one - two).abs().max() < 0.004
 
 
@@ -208,7 +210,10 @@ def test_measured_statistics_at_least_halve_the_error_without(cfg, calls, most):
     pooling = Pooling("global", (4, 16, 16))
     sums = Sums.empty(LAM, pooling.features)
     measurement = Measurement(
-        VARIANCE_EXPLODING, pooling, sums, lambda level, shape: torch.randint(0, 2, shape, generator=generator) * 2.0 - 1
+        VARIANCE_EXPLODING,
+        pooling,
+        sums,
+        lambda level, shape: torch.randint(0, 2, shape, generator=generator) * 2.0 - 1,
     )
     observer = Observer(denoise, measurement)
     sigmas = torch.exp(-LAM)

@@ -157,6 +157,17 @@ def test_the_dtype_of_the_latents_is_kept(dtype, tolerance):
         assert (ours - expected).square().mean().sqrt() < tolerance * expected.square().mean().sqrt()
 
 
+def test_half_precision_is_stepped_in_float32():
+    """With a model that answers exactly 0, y falls by e^-l h in 40 steps: only the last rounding is left."""
+    sigmas = torch.logspace(1, -1, 41, dtype=torch.float64)
+    x = torch.ones(1, 2, 4, 4, dtype=torch.bfloat16)
+    half = Statistics.constant(0.5, 0, 0)
+    ours, expected = (
+        solve(VARIANCE_EXPLODING, start, sigmas, half, lambda x, sigma: x * 0, order=1) for start in (x, x.double())
+    )
+    assert (ours / expected - 1).abs().max() < 2**-8
+
+
 class OnDevice(TorchDispatchMode):
     """Keeps the dtypes of the tensors that operations make on the meta device."""
 

@@ -67,3 +67,13 @@ def test_before_the_table_it_is_data_prediction_on_either_side_of_the_jump():
     assert values[0].tolist() == [pytest.approx([1, 1]), pytest.approx([0.9, 0.9]), pytest.approx([0.9, 0.5])]
     assert values[1].tolist() == [[0, 0], [1, 1], [1, 1]]
     assert values[2].tolist() == [[0, 0], [2, 2], [2, 2]]
+
+
+def test_a_table_per_pixel_is_pooled_for_other_sizes():
+    generator = torch.Generator().manual_seed(0)
+    tables = torch.randn((3, 3, 2, 4, 5), generator=generator, dtype=torch.float64)
+    statistics = Statistics(LAM, *tables)
+    pooled = statistics.pooled_by_channel()
+    assert statistics.is_per_pixel and not pooled.is_per_pixel
+    assert not Statistics(LAM, *tables[..., 0]).is_per_pixel  # bands
+    torch.testing.assert_close(pooled.s[:, :, 0, 0], tables[1].mean((2, 3)))
