@@ -30,12 +30,12 @@ class FewStepDPMSolverV3(io.ComfyNode):
             description="A sampler for 5 to 12 model calls. With statistics measured on your model it is far nearer to "
             "the converged picture; without them it is a good multistep sampler.",
             inputs=[
-                io.Int.Input("order", default=2, min=1, max=3, tooltip="Order of the steps, 1 to 3. 2 is steadiest."),
+                io.Int.Input("order", default=2, min=1, max=3, tooltip="Of the steps, 1 to 3. 2 is steadiest."),
                 io.Combo.Input(
                     "corrector",
                     options=list(CORRECTORS),
                     default="everywhere",
-                    tooltip="Mends every step when the next model call is known, at no further call. everywhere is best "
+                    tooltip="Mends every step when the next model call is known, for nothing. everywhere is best "
                     "up to 12 calls; off is safest at a very high cfg.",
                 ),
                 io.Boolean.Input(
@@ -157,7 +157,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
                     "derivative",
                     options=list(DERIVATIVES),
                     default="auto",
-                    tooltip="forward_mode: exact, about twice the time. differences: any model. auto: forward_mode where "
+                    tooltip="forward_mode: exact, twice the time. differences: any model. auto: forward_mode where "
                     "the model's code allows it.",
                 ),
                 io.String.Input(

@@ -19,6 +19,7 @@ from .sampler import denoiser, model_sampling_of, reporter
 
 PREDICTIONS = {"data": Statistics.data_prediction, "noise": Statistics.noise_prediction}
 USES = ("when_checked", "always", "never")
+LONGEST_HOP_WITHOUT = 1.0  # of lambda
 NEAR_THE_END = 1.1  # times the model's smallest sigma: its own answer there is where every schedule converges to
 log = logging.getLogger(__name__)
 
@@ -34,17 +35,18 @@ class Choice:
     node_id: str | None
 
 
-def table_for(choice: Choice, calls: int, here: dict[str, Any], item: tuple[int, ...]) -> tuple[Statistics, list[str]]:
-    """The statistics of a run of so many calls, and sentences on why. Raises ValueError for nonsense."""
-    fallback = PREDICTIONS[choice.prediction]()
+def table_for(
+    choice: Choice, calls: int, here: dict[str, Any], item: tuple[int, ...]
+) -> tuple[Statistics | None, list[str]]:
+    """The statistics of a run of so many calls, or None, and sentences on why. Raises ValueError for nonsense."""
     without = f"{choice.prediction} prediction"
     if choice.measured is None:
-        return fallback, [f"{calls} calls with {without}: no statistics are connected."]
+        return None, [f"{calls} calls with {without}: no statistics are connected."]
     if choice.use == "never":
-        return fallback, [f"{calls} calls with {without}, as chosen."]
+        return None, [f"{calls} calls with {without}, as chosen."]
     remarks = [f"The statistics were measured {text}." for text in differences(choice.measured.facts, here)]
     if choice.use == "when_checked" and not choice.measured.helps(calls):
-        return fallback, [f"{calls} calls with {without}: in their check the statistics did not help here.", *remarks]
+        return None, [f"{calls} calls with {without}: in their check the statistics did not help here.", *remarks]
     table = choice.measured.statistics
     if table.is_per_pixel and tuple(table.features[-2:]) != item[-2:]:
         table = table.pooled_by_channel()
@@ -52,11 +54,18 @@ def table_for(choice: Choice, calls: int, here: dict[str, Any], item: tuple[int,
     return table, [f"{calls} calls with statistics.", *remarks]
 
 
-def options_for(options: Options, sampling, sigmas: Tensor) -> Options:
-    """With the last step that fits the schedule: from the model's own smallest sigma, the model's own answer."""
+def solver_for(
+    table: Statistics | None, options: Options, sampling, sigmas: Tensor, prediction: str = "data"
+) -> DPMSolverV3:
+    """The solver with the last step that fits a schedule.
+
+    From the model's own smallest sigma it ends with the model's own answer, where all schedules converge to. Without
+    statistics it always does: data prediction would extrapolate D over the whole of a long last hop.
+    """
     before_last = float(sigmas[-2]) if len(sigmas) > 1 else 0.0
-    at_the_end = float(sigmas[-1]) == 0 and before_last <= NEAR_THE_END * float(sampling.sigma_min)
-    return replace(options, last_step="denoised") if at_the_end else options
+    if table is None or before_last <= NEAR_THE_END * float(sampling.sigma_min):
+        options = replace(options, last_step="denoised")
+    return DPMSolverV3(noise_law(sampling), PREDICTIONS[prediction]() if table is None else table, options)
 
 
 def sample_dpm_solver_v3(
@@ -71,7 +80,7 @@ def sample_dpm_solver_v3(
     show_text(choice.node_id, "\n".join(remarks))
     for remark in remarks[1:]:
         log.warning("DPM-Solver-v3: %s", remark)
-    solver = DPMSolverV3(noise_law(sampling), table, options_for(choice.options, sampling, nodes))
+    solver = solver_for(table, choice.options, sampling, nodes, choice.prediction)
     denoise = denoiser(model, x, extra_args or {})
     return solver(denoise, x, nodes, on_step=reporter(callback, nodes, disable))
 

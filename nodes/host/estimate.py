@@ -29,6 +29,7 @@ from ...samplers.dpm_solver_v3.observe import (
 from ...samplers.dpm_solver_v3.pooling import Pooling
 from ...samplers.dpm_solver_v3.sums import Sums
 from ...samplers.noise_law import NoiseLaw
+from .dpm_solver_v3 import solver_for
 from .identity import conditioning_digest, identify
 from .measuring import Counter, guider_for, inside_sampling
 from .noise import derived_seed
@@ -196,7 +197,12 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
 
 
 def derivative_named(name: str) -> Derivative:
-    return {"auto": Automatic(), "forward_mode": by_forward_mode, "differences": by_differences}[name]
+    found: dict[str, Derivative] = {
+        "auto": Automatic(),
+        "forward_mode": by_forward_mode,
+        "differences": by_differences,
+    }
+    return found[name]
 
 
 def measure_batch(
@@ -273,7 +279,7 @@ def check(
         others = total - part.sums
         if not (others.count > 0).all():
             return {}  # a single batch has nobody to check it
-        tables = {"with": Measured.of(others, {}).statistics, "without": Statistics.data_prediction()}
+        tables = {"with": Measured.of(others, {}).statistics, "without": None}
         for calls in BUDGETS:
             sigmas = comfy.samplers.calculate_sigmas(sampling, CHECK_SCHEDULE, calls)
             for name, table in tables.items():
@@ -283,12 +289,19 @@ def check(
 
 
 def draw_with(
-    guider: comfy.samplers.CFGGuider, noise: Tensor, sigmas: Tensor, table: Statistics, seed: int, counter: Counter
+    guider: comfy.samplers.CFGGuider,
+    noise: Tensor,
+    sigmas: Tensor,
+    table: Statistics | None,
+    seed: int,
+    counter: Counter,
 ) -> Tensor:
     """The latents that the solver draws from `noise`, on the CPU."""
 
+    solver = solver_for(table, Options(), guider.model_patcher.get_model_object("model_sampling"), sigmas)
+
     def solve(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
-        return DPMSolverV3(law, table)(counter.watch(denoise), x, sigmas).cpu()
+        return solver(counter.watch(denoise), x, sigmas).cpu()
 
     return inside_sampling(guider, noise, sigmas, solve, seed)
 

@@ -84,7 +84,7 @@ def load_published(folder: Path, lam_first: float, lam_last: float) -> Measured:
     The files do not hold their levels: those of the model are lam_first (most noise) to lam_last (least).
     Raises ValueError for files that lack an array, and never unpickles.
     """
-    tables = {}
+    tables: dict[str, torch.Tensor] = {}
     for name, keys in (("l.npz", ("l",)), ("sb.npz", ("s", "b"))):
         try:
             with np.load(folder / name, allow_pickle=False) as file:

@@ -36,12 +36,9 @@ class Options:
     one order more. lower_order_final: the last step but k has at most order k + 1.
     quadrature: "exact", or "trapezoid" as the authors' code, which wants nodes on the table's points.
     last_step: for a schedule that ends at 0. "denoised" ends with D at the last node. "full_order" goes on, without
-    another call, to the noise-to-signal ratio `final_ratio`, or by `final_hop` in lambda if that is nearer, and the
-    rest of the noise is left in; where the last node is not above `final_ratio`, it ends with D too.
+    another call, to the noise-to-signal ratio `final_ratio`, and the rest of the noise is left in; where the last node
+    is not above `final_ratio`, it ends with D too.
     corrector_split: the lambda that parts high from low noise.
-    early_corrector: not in the paper. There the corrector has the order of the predictor before it, so that x at the
-    first node after the start, which a first-order step made, is never corrected. With it the corrector has the full
-    order as soon as there are nodes for it.
 
     Raises ValueError for what is not allowed.
     """
@@ -54,9 +51,7 @@ class Options:
     quadrature: str = "exact"
     last_step: str = "full_order"
     final_ratio: float = 0.02
-    final_hop: float = math.inf
     corrector_split: float = CORRECTOR_SPLIT
-    early_corrector: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
@@ -65,11 +60,8 @@ class Options:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
-        if not 0 < self.final_ratio < math.inf or not self.final_hop > 0:
-            raise ValueError(
-                f"The last step to final_ratio {self.final_ratio:g} over a final_hop of {self.final_hop:g} in lambda "
-                "cannot be made; both must be above 0, and the ratio is small, such as 0.02."
-            )
+        if not 0 < self.final_ratio < math.inf:
+            raise ValueError(f"final_ratio is {self.final_ratio:g}; it must be above 0, and small, such as 0.02.")
 
     def corrects_at(self, lam: float) -> bool:
         """Whether a node is corrected."""
@@ -203,8 +195,6 @@ class Course:
         """
         if k + 2 == len(self.lams) or self.ends_with_d(k + 1) or not self.options.corrects_at(self.lams[k + 1]):
             return None
-        if self.options.early_corrector:
-            order = max(order, min(self.options.order, k + 2))
         nodes = [self.lams[k], self.lams[k + 1], *self.lams[:k][::-1]][: order + self.options.pseudo_corrector]
         used = usable(self.statistics, nodes, self.lams[k + 1])
         return self.in_latents(k, [nodes[i] for i in used], self.options.pseudo_corrector) if 1 in used else None
@@ -240,7 +230,7 @@ def lams_of(sigmas: Sequence[float], law: NoiseLaw, options: Options) -> list[fl
     lams: list[float] = law.lam(torch.tensor(sigmas, dtype=torch.float64)).tolist()
     last = -math.log(options.final_ratio)
     if sigmas[-1] == 0 and options.last_step == "full_order" and lams[-2] < last:
-        lams[-1] = min(last, lams[-2] + options.final_hop)
+        lams[-1] = last
     return lams
 
 

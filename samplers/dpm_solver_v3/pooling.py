@@ -55,7 +55,8 @@ class Pooling:
         return self._by_band(per_pixel.sum(0).cpu().double()).view(1, BANDS)
 
     def _by_band(self, values: Tensor) -> Tensor:
-        band = band_position(*self.item[-2:], BANDS).round().long()
+        height, width = self.item[-2:]
+        band = band_position(height, width, BANDS).round().long()
         return torch.zeros(BANDS, dtype=torch.float64).index_add(0, band.flatten(), values.flatten())
 
     def numbers(self) -> Tensor:

@@ -189,7 +189,7 @@ def test_an_sde_sampler_draws_other_noise_in_every_run():
 
     run = HostSolver(Recorder(), None, {"seed": 2**64 - 1})
     for _ in range(3):
-        run(None, torch.zeros(1), torch.tensor([2.0, 1.0]))
+        run(lambda x, sigma: x, torch.zeros(1), torch.tensor([2.0, 1.0]))
     assert seeds[0] == 2**64 - 1 and len(set(seeds)) == 3
 
 

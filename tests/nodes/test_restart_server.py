@@ -28,9 +28,9 @@ def restart_graph(variant="eps", steps=20, preset="a1111", budget="keep_steps", 
         "23": node("FewStepRestartSchedule", model=["1", 0], sigmas=["24", 0], preset=preset, budget=budget),
         "24": node("BasicScheduler", model=["1", 0], scheduler=scheduler, steps=steps, denoise=1.0),
     }
-    previous = None
+    previous: list | None = None
     for number, interval in enumerate(intervals):
-        linked = {"previous": previous} if previous else {}
+        linked: dict[str, object] = {"previous": previous} if previous else {}
         prompt[str(30 + number)] = node("FewStepRestartInterval", **interval, **linked)
         previous = [str(30 + number), 0]
     if previous:
@@ -48,7 +48,9 @@ def interval(sigma_min=0.1, sigma_max=2.0, steps=4, repeats=1, unit="noise_to_si
 
 @pytest.mark.parametrize("variant", ["eps", "v", "flow", "gmflow"])
 def test_restart_draws_with_a_preview_a_step_and_a_true_total(server, variant):
-    progress, previews, texts = [], [], []
+    progress: list[tuple[int, int]] = []
+    previews: list[bytes] = []
+    texts: list[bytes] = []
 
     def on_bytes(kind: int, payload: bytes) -> None:
         {PREVIEW: previews, TEXT: texts}.get(kind, []).append(payload)

@@ -136,16 +136,16 @@ def test_spectral_statistics_of_a_gaussian_leave_less_error_than_any_global_ones
 
 def test_video_latents_have_the_statistics_of_a_frame_in_every_frame():
     """Every basis: a video of equal frames is the picture, frame by frame."""
-    mixture = picture_like(channels=2, size=8, components=6)
+    denoise_picture = GuidedMixture(picture_like(channels=2, size=8, components=6), VARIANCE_EXPLODING)
     x = 10 * noise(1, 2, 8, 8)
+
+    def denoise_video(x: Tensor, sigma: float) -> Tensor:
+        return torch.stack([denoise_picture(frame, sigma) for frame in x.unbind(2)], 2)
+
     for statistics in (table(1, 1, 1), table(2, 1, 1), table(2, 8, 8), table(1, 4), table(2, 4)):
         solver = DPMSolverV3(VARIANCE_EXPLODING, statistics, Options(2))
-
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            return torch.stack([mixture.denoise(frame, sigma) for frame in x.unbind(2)], 2)
-
-        picture = solver(mixture.denoise, x, RATIOS)
-        video = solver(denoise, x[:, :, None].expand(-1, -1, 3, -1, -1), RATIOS)
+        picture = solver(denoise_picture, x, RATIOS)
+        video = solver(denoise_video, x[:, :, None].expand(-1, -1, 3, -1, -1), RATIOS)
         torch.testing.assert_close(video, picture[:, :, None].expand_as(video), rtol=1e-11, atol=1e-11)
 
 

@@ -51,6 +51,15 @@ def model_with(statistics: Statistics, rate: Callable[[float, float], float], st
     return answers
 
 
+def rate_of_power(power: int) -> Callable[[float, float], float]:
+    """g' for g = 0.7 - 0.4 h^power."""
+
+    def rate(h: float, g: float) -> float:
+        return -0.4 * power * h ** (power - 1)
+
+    return rate
+
+
 def taken(statistics: Statistics, answers: dict, nodes: list[float], lam_to: float, pseudo: bool = False) -> float:
     """y at `lam_to` by one step from the exact values at the nodes."""
     step = step_coefficients(statistics, nodes, lam_to, pseudo=pseudo)
@@ -107,7 +116,7 @@ def test_one_first_order_step_is_exact_where_f_follows_s_and_b():
 def test_a_step_is_exact_where_g_is_a_polynomial_of_its_degree_and_not_one_above(nodes, degree):
     statistics = linear_table()
     for power, is_exact in ((degree, True), (degree + 1, False)):
-        answers = model_with(statistics, lambda h, g, p=power: -0.4 * p * h ** (p - 1), 0.5, [*nodes, 1.4])
+        answers = model_with(statistics, rate_of_power(power), 0.5, [*nodes, 1.4])
         error = abs(taken(statistics, answers, nodes, 1.4) / answers[1.4][0] - 1)
         assert (error < 1e-10) if is_exact else (error > 1e-4)
 

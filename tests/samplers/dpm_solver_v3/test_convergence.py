@@ -56,16 +56,10 @@ def graded(steps: int) -> Tensor:
     return FIRST + torch.cat([first, torch.arange(1, steps + 1, dtype=torch.float64) * h])
 
 
-def uniform(steps: int) -> Tensor:
-    return torch.linspace(FIRST, LAST, steps + 1, dtype=torch.float64)
-
-
-def errors(
-    exact: Tensor, statistics: Statistics, options: Options, law=VARIANCE_EXPLODING, steps=(20, 40, 80), grid=graded
-):
+def errors(exact: Tensor, statistics: Statistics, options: Options, law=VARIANCE_EXPLODING, steps=(20, 40, 80)):
     found = []
     for count in steps:
-        sigmas = law.sigma(torch.exp(-grid(count)))
+        sigmas = law.sigma(torch.exp(-graded(count)))
         x = start() * law.alpha(sigmas[0].item())
         x = DPMSolverV3(law, statistics, options)(GuidedMixture(MIXTURE, law), x, sigmas)
         found.append((x / law.alpha(sigmas[-1].item()) - exact).square().mean().sqrt().item())
@@ -101,14 +95,3 @@ def test_the_flow_law_has_the_same_errors(exact):
     options, statistics = Options(3, "everywhere"), smooth_table(1)
     ve, flow = (errors(exact, statistics, options, law, steps=[20]) for law in (VARIANCE_EXPLODING, FLOW))
     assert flow == pytest.approx(ve, rel=1e-7)
-
-
-def test_the_early_corrector_makes_up_for_the_first_step(exact):
-    """On a uniform grid the error of the first step is of second order in the end, and of third with it."""
-    late, early = (
-        errors(exact, smooth_table(0), Options(3, "everywhere", early_corrector=is_early), grid=uniform)
-        for is_early in (False, True)
-    )
-    assert slopes(late)[-1] == pytest.approx(2, abs=0.1)
-    assert slopes(early)[-1] == pytest.approx(3, abs=0.3)
-    assert early[-1] < late[-1] / 5

@@ -38,8 +38,9 @@ def options_of(name: str, quadrature: str = "trapezoid") -> Options:
     assert match
     order, corrects, pseudo_predictor, pseudo_corrector, lower_order_final, half, _ = map(int, match.groups())
     corrector = "off" if not corrects else "high_noise" if half else "everywhere"
-    flags = (bool(flag) for flag in (pseudo_predictor, pseudo_corrector, lower_order_final))
-    return Options(order, corrector, *flags, quadrature)
+    return Options(
+        order, corrector, bool(pseudo_predictor), bool(pseudo_corrector), bool(lower_order_final), quadrature
+    )
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def states(golden: Golden, run: str, options: Options) -> Tensor:
     sigmas, expected = golden.schedule(run)
     seen: list[Tensor] = []
 
-    def denoise(y: Tensor, sigma: float) -> Tensor:
-        seen.append(y)
-        return golden.denoise(y, sigma)
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        seen.append(x)
+        return golden.denoise(x, sigma)
 
     end = DPMSolverV3(VARIANCE_EXPLODING, golden.statistics, options)(denoise, expected[0], sigmas)
     return torch.stack([*seen, end])

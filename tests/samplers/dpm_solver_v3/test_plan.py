@@ -47,13 +47,11 @@ def test_the_order_rises_with_the_nodes_and_falls_at_the_end_if_asked():
     assert orders(DOWN[:3], order=3, lower_order_final=True) == [1, 1]
 
 
-def test_the_corrector_has_the_order_of_the_predictor_before_it_or_one_more_or_is_there_early():
+def test_the_corrector_has_the_order_of_the_predictor_before_it_or_one_more():
     assert corrections(order=1) == [0, 0, 0, 0, 0, 0]
     assert corrections(order=3) == [0, 0, 2, 3, 3, 3]
     assert corrections(order=3, pseudo_corrector=True) == [0, 2, 3, 4, 4, 4]
     assert corrections(order=1, pseudo_corrector=True) == [0, 2, 2, 2, 2, 2]
-    assert corrections(order=3, early_corrector=True) == [0, 2, 3, 3, 3, 3]
-    assert corrections(order=1, early_corrector=True) == [0, 0, 0, 0, 0, 0]
     assert corrections(order=3, corrector="off") == [0, 0, 0, 0, 0, 0]
 
 
@@ -66,10 +64,10 @@ def test_high_and_low_noise_share_the_corrections_between_them():
 
 
 def test_a_plan_is_a_combination_of_at_most_five_tensors_and_six_for_a_pseudo_corrector_of_order_four():
-    flags = itertools.product((1, 2, 3), CORRECTORS, (False, True), (False, True), (False, True), (False, True))
-    for order, corrector, pp, cp, lof, early in flags:
+    flags = itertools.product((1, 2, 3), CORRECTORS, (False, True), (False, True), (False, True))
+    for order, corrector, pp, cp, lof in flags:
         options = {"order": order, "corrector": corrector, "pseudo_predictor": pp, "pseudo_corrector": cp}
-        made = plan(DOWN_TO_0, table(), lower_order_final=lof, early_corrector=early, **options)
+        made = plan(DOWN_TO_0, table(), lower_order_final=lof, **options)
         for step, following in zip(made.steps, [*made.steps[1:], None], strict=True):
             assert 2 + len(step.predictor.weights) == 2 + step.order <= 5
             assert (step.corrector is not None) == (following is not None and following.corrected > 0)
@@ -132,7 +130,7 @@ def test_no_history_crosses_the_start_of_the_table():
     sigmas = torch.exp(torch.tensor([4.5, 3.8, 2.5, 1.5, 0.5, -0.5, -1.5], dtype=torch.float64))  # it starts at e^3
     assert orders(sigmas, table(), order=3) == [1, 1, 1, 2, 3, 3]
     assert corrections(sigmas, table(), order=3) == [0, 0, 0, 0, 2, 3]
-    assert corrections(sigmas, table(), order=3, early_corrector=True) == [0, 2, 2, 2, 3, 3]
+    assert corrections(sigmas, table(), order=3, pseudo_corrector=True) == [0, 2, 2, 2, 3, 4]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -149,11 +147,11 @@ def test_a_schedule_that_ends_at_zero_ends_with_d_if_asked():
 
 
 @pytest.mark.parametrize("law", [VARIANCE_EXPLODING, FLOW], ids=["ve", "flow"])
-@pytest.mark.parametrize("end, ratio", [({"final_ratio": 0.03}, 0.03), ({"final_hop": 0.5}, 0.1 * math.exp(-0.5))])
-def test_or_it_goes_on_to_a_tiny_ratio_at_full_order_without_another_call(law, end, ratio):
+def test_or_it_goes_on_to_a_tiny_ratio_at_full_order_without_another_call(law):
     """The plan of 7 calls is the one for sigmas that end at that ratio, but that x is then y."""
+    ratio = 0.03
     to_0, to_tiny = law.sigma(DOWN_TO_0), law.sigma(torch.cat([DOWN, torch.tensor([ratio], dtype=torch.float64)]))
-    ours, expected = (plan(sigmas, table(), law, order=3, **end).steps for sigmas in (to_0, to_tiny))
+    ours, expected = (plan(sigmas, table(), law, order=3, final_ratio=ratio).steps for sigmas in (to_0, to_tiny))
     assert [step.order for step in ours] == [1, 2, 3, 3, 3, 3, 3]
     for a, b in zip(ours[:-1], expected[:-1], strict=True):
         torch.testing.assert_close(a.table, b.table)
@@ -201,8 +199,8 @@ def test_a_flow_schedule_above_one_is_refused():
         ({"corrector": "on"}, "corrector is 'on'; choose one of everywhere, high_noise, low_noise, off"),
         ({"quadrature": "simpson"}, "choose one of exact, trapezoid"),
         ({"last_step": "euler"}, "choose one of full_order, denoised"),
-        ({"final_ratio": 0.0}, "final_ratio 0 over a final_hop of inf"),
-        ({"final_hop": 0.0}, "final_ratio 0.02 over a final_hop of 0"),
+        ({"final_ratio": 0.0}, "final_ratio is 0; it must be above 0, and small, such as 0.02"),
+        ({"final_ratio": math.inf}, "final_ratio is inf; it must be above 0, and small"),
     ],
 )
 def test_options_that_do_not_exist_are_refused_in_words(options, words):

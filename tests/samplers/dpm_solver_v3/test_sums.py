@@ -17,6 +17,8 @@ from torch import Tensor
 
 GOLDEN = Path(os.environ["FEWSTEP_ROOT"], "tests", "goldens", "dpm_solver_v3", "ems_estimator_edm_small.npz")
 
+ALL = slice(None)
+
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
@@ -34,7 +36,7 @@ def denoise(golden: dict[str, Tensor], y: Tensor, sigma: Tensor) -> Tensor:
     return torch.einsum("bk,bkchw->bchw", log_weights.softmax(1), posterior)
 
 
-def measured(golden: dict[str, Tensor], images: slice = slice(None)) -> Sums:
+def measured(golden: dict[str, Tensor], images: slice = ALL) -> Sums:
     """Exact derivatives at the golden's own draws, in float64."""
     lam, x0 = golden["lambda_grid"], golden["x0"][images]
     pooling = Pooling("pixel", (2, 2, 2))

@@ -1,0 +1,180 @@
+"""`python3 run.py python benchmarks/dpm_solver_v3.py`: DPM-Solver-v3 with statistics that it measures on the spot.
+
+For each problem the statistics are estimated at the node's defaults on seeds of their own. Then, at equal model calls,
+the error to the converged latent: v3 with one setting (the node's defaults), on the same sigmas as the host's samplers
+and on each one's best schedule. A few latents that fall into another picture carry the mean, so the median and the
+geometric mean are printed too. `--speed` measures the cost of a step against the host's dpmpp_2m instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from error_per_call import host_entry
+from problems import Problem, demo_problem, mixture_problem, run
+from torch import Tensor
+
+RIVALS = ("dpmpp_2m", "uni_pc_bh2", "deis", "ipndm", "res_multistep", "lms", "gradient_estimation")
+SCHEDULES = {
+    "eps": ("karras", "beta", "exponential", "normal"),
+    "v": ("karras", "beta", "exponential", "normal"),
+    "flow": ("beta", "simple", "sgm_uniform"),
+}
+PROBLEMS: dict[str, Callable[[int], Problem]] = {
+    f"{kind}-{variant}-cfg{cfg:g}": partial(make, variant, cfg)
+    for kind, make, variants, cfgs in (
+        ("mixture", mixture_problem, ("eps", "flow"), (1.0, 4.0, 7.5)),
+        ("demo", demo_problem, ("eps", "v", "flow"), (1.0, 5.0)),
+    )
+    for variant in variants
+    for cfg in cfgs
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler on one schedule. Errors are squared distances of latents with variance about 1."""
+
+    problem: str
+    calls: int
+    sampler: str
+    scheduler: str
+    mean: float
+    median: float
+    geometric: float
+
+
+def statistics_of(problem: Problem):
+    """Measured as the node does at its defaults, a batch of images at a time to save minutes."""
+    from fewstep.nodes.host.estimate import Request, estimate
+
+    def some(conditioning: list) -> list:
+        """The conditioning of the first four items."""
+        return [[c[:4], {k: v[:4] if torch.is_tensor(v) else v for k, v in extra.items()}] for c, extra in conditioning]
+
+    latent = torch.zeros_like(problem.noise[:4])
+    given = (problem.model, some(problem.positive), some(problem.negative), problem.cfg, latent)
+    return estimate(Request(*given, seed=99, images=8, levels=20, pooling="global", derivative="auto"), None, {}, None)
+
+
+def errors(problem: Problem, sampler, sigmas: Tensor, calls: int) -> tuple[float, float, float]:
+    """Mean, median and geometric mean over the seeds."""
+    drawn, spent = run(problem, sampler, sigmas)
+    if spent > calls:
+        raise AssertionError(f"{spent} model calls instead of {calls}")
+    e = (drawn - problem.end).double().square().flatten(1).mean(1).nan_to_num(math.inf)
+    return e.mean().item(), e.median().item(), e.clamp(1e-12, 1e6).log().mean().exp().item()
+
+
+def measure(problem: Problem, variant: str, budgets: list[int], report: Callable[[Row], None]) -> str:
+    """All rows of a problem; returns what the statistics say of themselves."""
+    from fewstep.nodes.host.dpm_solver_v3 import Choice, dpm_solver_v3_sampler
+    from fewstep.samplers.dpm_solver_v3 import Options
+
+    measured = statistics_of(problem)
+    ours = {
+        use: dpm_solver_v3_sampler(Choice(Options(), measured, "data", use, None))
+        for use in ("when_checked", "always", "never")
+    }
+    for calls in budgets:
+        for scheduler in SCHEDULES[variant]:
+            for name in RIVALS:
+                sampler, sigmas = host_entry(name, scheduler).make(problem, calls)
+                report(Row(problem.name, calls, name, scheduler, *errors(problem, sampler, sigmas, calls)))
+            sigmas = host_entry("euler", scheduler).make(problem, calls)[1]
+            for use, sampler in ours.items():
+                report(Row(problem.name, calls, f"v3 {use}", scheduler, *errors(problem, sampler, sigmas, calls)))
+    return measured.describe()
+
+
+def table(rows: list[Row]) -> str:
+    """For each problem and budget the host's best and ours, each on its best schedule, and the ratio of the two."""
+    lines = [f"{'problem':<20} {'calls':>5}  {'mean':>8} {'median':>8} {'geom.':>8}  sampler, schedule"]
+    for problem, calls in dict.fromkeys((row.problem, row.calls) for row in rows):
+        here = [row for row in rows if (row.problem, row.calls) == (problem, calls)]
+        theirs = min((row for row in here if not row.sampler.startswith("v3")), key=lambda row: row.geometric)
+        ours = min((row for row in here if row.sampler == "v3 when_checked"), key=lambda row: row.geometric)
+        for row in (theirs, ours):
+            figures = f"{row.mean:>8.1e} {row.median:>8.1e} {row.geometric:>8.1e}"
+            lines.append(f"{problem:<20} {calls:>5}  {figures}  {row.sampler}, {row.scheduler}")
+        shares = (getattr(ours, n) / getattr(theirs, n) for n in ("mean", "median", "geometric"))
+        lines.append(f"{'':<26}  {'  '.join(f'{share:>6.0%} ' for share in shares)} of the host's best")
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    """Seconds of one step, model left out: ours against the host's dpmpp_2m, at two sizes, in one run."""
+    import comfy.k_diffusion.sampling
+    from fewstep.samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics, make_plan
+    from fewstep.samplers.noise_law import VARIANCE_EXPLODING
+
+    lines = []
+    sigmas = torch.logspace(1, -1, 21)
+    per_channel = {4: torch.linspace(-3, 3, 20), 16: torch.linspace(-3, 3, 20)}
+    for shape in ((1, 4, 64, 64), (1, 16, 128, 128)):
+        lam = per_channel[shape[1]]
+        l = torch.sigmoid(-lam).view(-1, 1, 1, 1).expand(-1, shape[1], 1, 1)  # noqa: E741
+        table = Statistics(lam, l, -2 + 2 * l, 0 * l)
+        x = torch.randn(shape)
+
+        def theirs(x: Tensor = x) -> None:
+            comfy.k_diffusion.sampling.sample_dpmpp_2m(lambda x, s, **_: x, x, sigmas, disable=True)
+
+        def ours(x: Tensor = x, table: Statistics = table, corrector: str = "everywhere") -> None:
+            solver = DPMSolverV3(VARIANCE_EXPLODING, table, Options(corrector=corrector))
+            solver(lambda x, s: x, x, sigmas)
+
+        def plan(table: Statistics = table) -> None:
+            make_plan(sigmas, VARIANCE_EXPLODING, table, Options())
+
+        base, with_plan, planning = (fastest(work) / 20 for work in (theirs, ours, plan))
+        size, step = "x".join(map(str, shape[1:])), with_plan - planning
+        lines.append(
+            f"{size}: dpmpp_2m {base * 1e6:.0f} us a step; v3 {step * 1e6:.0f} us ({step / base:.2f} of it), "
+            f"and {planning * 1e6:.0f} us to plan it, once a run"
+        )
+    return "\n".join(lines)
+
+
+def fastest(work: Callable[[], None], repeats: int = 30) -> float:
+    """Seconds of the fastest of many runs: what the machine does when nothing else runs."""
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--calls", nargs="+", type=int, default=[5, 6, 8, 10, 12, 20])
+    parser.add_argument("--seeds", type=int, default=64)
+    parser.add_argument("--speed", action="store_true", help="the cost of a step instead of its error")
+    parser.add_argument("--out", type=Path, default=Path("dpm_solver_v3.json"))
+    args = parser.parse_args()
+    if args.speed:
+        print(speed())
+        return
+    rows: list[Row] = []
+    checks: dict[str, str] = {}
+    for name in args.problems:
+        problem = PROBLEMS[name](args.seeds)
+        checks[problem.name] = measure(problem, name.split("-")[1], args.calls, rows.append)
+        print(f"{problem.name}: {checks[problem.name]}", flush=True)
+        document = {"seeds": args.seeds, "checks": checks, "rows": [asdict(row) for row in rows]}
+        args.out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        print(table([row for row in rows if row.problem == problem.name]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
