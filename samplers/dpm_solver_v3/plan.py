@@ -35,7 +35,7 @@ class Options:
     pseudo_predictor, pseudo_corrector: high derivatives from fewer nodes each (section 3.3); the pseudo corrector has
     one order more. lower_order_final: the last step but k has at most order k + 1.
     quadrature: "exact", or "trapezoid" as the authors' code, which wants nodes on the table's points.
-    last_step: for a schedule that ends at 0. "denoised" ends with D at the last node. "full_order" goes on, without
+    last_step: for a schedule that ends at 0. "denoised" ends with D of the last node. "full_order" goes on, without
     another call, to the noise-to-signal ratio `final_ratio`, and the rest of the noise is left in; where the last node
     is not above `final_ratio`, it ends with D too.
     corrector_split: the lambda that parts high from low noise.
@@ -172,15 +172,14 @@ class Course:
         return self.lams[k + 1] == math.inf
 
     def x_in_r(self, k: int) -> Tensor:
-        """-(1 - l) / alpha at node k. Where alpha is 0, l is 1, and so it is for a step that ends with D."""
-        l_here = torch.ones_like(self.statistics.l[0]) if self.ends_with_d(k) else self.statistics.l_at(self.lams[k])
-        return (l_here - 1) / (self.law.alpha(self.sigmas[k]) or 1)
+        """-(1 - l) / alpha at node k. Where alpha is 0, l is 1."""
+        return (self.statistics.l_at(self.lams[k]) - 1) / (self.law.alpha(self.sigmas[k]) or 1)
 
     def predictor(self, k: int) -> Coefficients:
-        """From node k to k + 1, on node k and those before it."""
+        """From node k to k + 1, on node k and those before it. D is r + (1 - l) y: with a corrector, of the corrected y."""
         if self.ends_with_d(k):
-            zero = torch.zeros_like(self.statistics.l[0])
-            return Coefficients(zero, zero, zero[None] + 1)
+            back = -self.x_in_r(k)
+            return Coefficients(back, torch.zeros_like(back), torch.ones_like(back)[None])
         order = min(self.options.order, k + 1)
         if self.options.lower_order_final:
             order = min(order, len(self.lams) - 1 - k)
@@ -191,9 +190,9 @@ class Course:
     def correction(self, k: int, order: int) -> Coefficients | None:
         """From node k, left with a predictor of `order`, to k + 1: on node k, k + 1 and those before k, or None.
 
-        There is none without another node than k, at the end, and at a node whose x is not used, before D.
+        There is none without another node than k, and at the end.
         """
-        if k + 2 == len(self.lams) or self.ends_with_d(k + 1) or not self.options.corrects_at(self.lams[k + 1]):
+        if k + 2 == len(self.lams) or not self.options.corrects_at(self.lams[k + 1]):
             return None
         nodes = [self.lams[k], self.lams[k + 1], *self.lams[:k][::-1]][: order + self.options.pseudo_corrector]
         used = usable(self.statistics, nodes, self.lams[k + 1])

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from fewstep.samplers.dpm_solver_v3 import Options, Statistics, make_plan, step_coefficients
+from fewstep.samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics, make_plan, step_coefficients
 from fewstep.samplers.dpm_solver_v3.plan import CORRECTOR_SPLIT, CORRECTORS
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
 from torch import Tensor
@@ -140,10 +140,26 @@ def test_no_history_crosses_the_start_of_the_table():
 def test_a_schedule_that_ends_at_zero_ends_with_d_if_asked():
     made = plan(DOWN_TO_0, table(), order=3, last_step="denoised")
     assert [step.order for step in made.steps] == [1, 2, 3, 3, 3, 3, 1]
-    assert [step.corrected for step in made.steps] == [0, 0, 2, 3, 3, 3, 0]  # the last x would not be used
+    assert [step.corrected for step in made.steps] == [0, 0, 2, 3, 3, 3, 3]
     last = made.steps[-1]
-    assert not last.x_in_r.any() and not last.predictor.a.any() and not last.predictor.bias.any()
-    assert (last.predictor.weights == 1).all()
+    assert (
+        last.x_in_r + last.predictor.a == 0
+    ).all() and last.x_in_r.any()  # D of the predicted x, plus what was mended
+    assert not last.predictor.bias.any() and (last.predictor.weights == 1).all()
+
+
+def test_without_a_corrector_or_with_data_prediction_that_is_the_models_own_d():
+    for statistics, corrector in ((table(), "off"), (DATA, "everywhere")):
+        seen: list[Tensor] = []
+
+        def denoise(x: Tensor, sigma: float, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(torch.tanh(x / (1 + sigma)))
+            return seen[-1]
+
+        x = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        options = Options(order=2, corrector=corrector, last_step="denoised")
+        end = DPMSolverV3(VARIANCE_EXPLODING, statistics, options)(denoise, x, DOWN_TO_0)
+        torch.testing.assert_close(end, seen[-1])
 
 
 @pytest.mark.parametrize("law", [VARIANCE_EXPLODING, FLOW], ids=["ve", "flow"])
