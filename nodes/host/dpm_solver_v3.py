@@ -68,6 +68,7 @@ def solver_for(
     return DPMSolverV3(noise_law(sampling), PREDICTIONS[prediction]() if table is None else table, options)
 
 
+@torch.no_grad()
 def sample_dpm_solver_v3(
     model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, choice: Choice
 ) -> Tensor:

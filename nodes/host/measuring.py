@@ -60,6 +60,7 @@ def inside_sampling(
     """work(denoise, x, law) as a sampler of the host is run: x is `noise` as the model wants it at sigmas[0]."""
     results: list[Result] = []
 
+    @torch.no_grad()
     def sampler_function(model, x, sigmas, extra_args=None, callback=None, disable=None) -> Tensor:
         results.append(work(denoiser(model, x, extra_args or {}), x, noise_law(model_sampling_of(model))))
         return x

@@ -89,6 +89,7 @@ class StepCountingSampler(comfy.samplers.KSAMPLER):
         return super().sample(model_wrap, sigmas, extra_args, counted, *args, **kwargs)
 
 
+@torch.no_grad()
 def sample_restart(
     model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, sampler=None, s_noise=1.0
 ) -> Tensor:

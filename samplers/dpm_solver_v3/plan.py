@@ -176,7 +176,7 @@ class Course:
         return (self.statistics.l_at(self.lams[k]) - 1) / (self.law.alpha(self.sigmas[k]) or 1)
 
     def predictor(self, k: int) -> Coefficients:
-        """From node k to k + 1, on node k and those before it. D is r + (1 - l) y: with a corrector, of the corrected y."""
+        """From node k to k + 1, on node k and those before it. To no noise: D of the corrected x, r + (1 - l) y."""
         if self.ends_with_d(k):
             back = -self.x_in_r(k)
             return Coefficients(back, torch.zeros_like(back), torch.ones_like(back)[None])
