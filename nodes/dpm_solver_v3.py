@@ -134,8 +134,8 @@ class FewStepEstimateStatistics(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Of the references and probes. Keep it fixed: another seed is another measurement.",
+                    control_after_generate=False,  # a seed that changes by itself would measure anew at every queue
+                    tooltip="Of the references and probes. Another seed is another measurement.",
                 ),
                 io.Int.Input(
                     "images",

@@ -32,7 +32,9 @@ def test_an_example_is_drawn_in_the_browser(page, path):
     kinds = page.evaluate("window.app.graph.nodes.map(node => [node.type, node.has_errors ?? false])")
     assert sorted(kinds) == sorted([node["type"], False] for node in workflow["nodes"])
     page.evaluate("window.app.queuePrompt(0)")
-    page.wait_for_function("window.app.graph.nodes.some(n => n.type === 'SaveImage' && n.imgs?.[0]?.naturalWidth)")
+    page.wait_for_function(
+        "window.app.graph.nodes.some(n => n.type === 'SaveImage' && n.imgs?.[0]?.naturalWidth)", timeout=240_000
+    )
     photograph(page, path.stem)
     assert page.errors == []
 
