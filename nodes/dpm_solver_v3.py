@@ -30,7 +30,13 @@ class FewStepDPMSolverV3(io.ComfyNode):
             description="A sampler for 5 to 12 model calls. With statistics measured on your model it is far nearer to "
             "the converged picture; without them it is a good multistep sampler.",
             inputs=[
-                io.Int.Input("order", default=2, min=1, max=3, tooltip="Of the steps, 1 to 3. 2 is steadiest."),
+                io.Int.Input(
+                    "order",
+                    default=2,
+                    min=1,
+                    max=3,
+                    tooltip="Of the steps, 1 to 3. 2 is best; 1 is taken where the check of the statistics found it better.",
+                ),
                 io.Combo.Input(
                     "corrector",
                     options=list(CORRECTORS),
@@ -139,10 +145,10 @@ class FewStepEstimateStatistics(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "images",
-                    default=8,
+                    default=6,
                     min=2,
                     max=4096,
-                    tooltip="References, 2 to 4096. 8 are enough; with more later on, only the new ones are measured.",
+                    tooltip="References, 2 to 4096. 6 are enough; with more later on, only the new ones are measured.",
                 ),
                 io.Int.Input("levels", default=20, min=6, max=400, tooltip="Noise levels, 6 to 400. 20 are enough."),
                 io.Combo.Input(

@@ -37,21 +37,25 @@ class Choice:
 
 def table_for(
     choice: Choice, calls: int, here: dict[str, Any], item: tuple[int, ...]
-) -> tuple[Statistics | None, list[str]]:
-    """The statistics of a run of so many calls, or None, and sentences on why. Raises ValueError for nonsense."""
-    without = f"{choice.prediction} prediction"
+) -> tuple[Statistics | None, int, list[str]]:
+    """The statistics of a run of so many calls, or None; the order; why, in words. Raises ValueError for nonsense."""
+    order, without = choice.options.order, f"{choice.prediction} prediction"
     if choice.measured is None:
-        return None, [f"{calls} calls with {without}: no statistics are connected."]
+        return None, order, [f"{calls} calls with {without}: no statistics are connected."]
     if choice.use == "never":
-        return None, [f"{calls} calls with {without}, as chosen."]
+        return None, order, [f"{calls} calls with {without}, as chosen."]
     remarks = [f"The statistics were measured {text}." for text in differences(choice.measured.facts, here)]
-    if choice.use == "when_checked" and not choice.measured.helps(calls):
-        return None, [f"{calls} calls with {without}: in their check the statistics did not help here.", *remarks]
+    best = 2 if choice.use == "always" else choice.measured.best_order(calls)
+    if best is None:
+        said = f"{calls} calls with {without}: in their check the statistics did not help here."
+        return None, order, [said, *remarks]
     table = choice.measured.statistics
     if table.is_per_pixel and tuple(table.features[-2:]) != item[-2:]:
         table = table.pooled_by_channel()
         remarks.append("They are per pixel at another size, so their mean over each channel is used.")
-    return table, [f"{calls} calls with statistics.", *remarks]
+    lowered = best < order and best == 1
+    said = f"{calls} calls with statistics" + (", at order 1, which was best in their check." if lowered else ".")
+    return table, 1 if lowered else order, [said, *remarks]
 
 
 def solver_for(
@@ -77,11 +81,11 @@ def sample_dpm_solver_v3(
     nodes = sigmas.detach().to("cpu", torch.float64)
     guider = model.inner_model
     here = identify(guider.model_patcher) | {"cfg": getattr(guider, "cfg", None)}
-    table, remarks = table_for(choice, len(nodes) - 1, here, tuple(x.shape[1:]))
+    table, order, remarks = table_for(choice, len(nodes) - 1, here, tuple(x.shape[1:]))
     show_text(choice.node_id, "\n".join(remarks))
     for remark in remarks[1:]:
         log.warning("DPM-Solver-v3: %s", remark)
-    solver = solver_for(table, choice.options, sampling, nodes, choice.prediction)
+    solver = solver_for(table, replace(choice.options, order=order), sampling, nodes, choice.prediction)
     denoise = denoiser(model, x, extra_args or {})
     return solver(denoise, x, nodes, on_step=reporter(callback, nodes, disable))
 

@@ -38,7 +38,8 @@ from .noise_law import noise_law
 DERIVATIVES = ("auto", "forward_mode", "differences")
 # Of noise-to-signal: above the first everything is noise, and below the last the host's schedules have no node.
 HIGHEST, LOWEST = 150.0, 0.01
-CHECKED = 2  # batches that are left out once each, and drawn with and without the statistics of the others
+CHECKED = 2  # batches that are left out once each, and drawn with the statistics of the others
+WAYS = 3  # at order 1, at order 2, and without
 CHECK_SCHEDULE = "beta"
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def calls_of(request: Request, sigmas: Tensor, batches: int) -> tuple[int, int]:
     if request.from_references:
         return 4 * len(sigmas) - 1, 0
     sampling = request.model.get_model_object("model_sampling")
-    return 2 * len(sigmas) + len(first_sigma(sampling, sigmas)), min(CHECKED, batches) * 2 * sum(BUDGETS)
+    return 2 * len(sigmas) + len(first_sigma(sampling, sigmas)), min(CHECKED, batches) * WAYS * sum(BUDGETS)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -272,33 +273,33 @@ def references(request: Request, number: int) -> Tensor:
 def check(
     request: Request, guider: comfy.samplers.CFGGuider, total: Sums, parts: Sequence[Part], counter: Counter
 ) -> dict[str, dict[str, float]]:
-    """Errors with and without the statistics, at each of BUDGETS, on batches that are left out of them once each."""
+    """Errors at each of BUDGETS, as in `Measured`, on batches that are left out of the statistics once each."""
     sampling = request.model.get_model_object("model_sampling")
-    errors: dict[str, dict[str, list[Tensor]]] = {str(calls): {"with": [], "without": []} for calls in BUDGETS}
+    errors: dict[str, dict[str, list[Tensor]]] = {str(n): {"1": [], "2": [], "without": []} for n in BUDGETS}
     for part in parts:
         others = total - part.sums
         if not (others.count > 0).all():
             return {}  # a single batch has nobody to check it
-        tables = {"with": Measured.of(others, {}).statistics, "without": None}
+        table = Measured.of(others, {}).statistics
+        ways = {"1": (table, 1), "2": (table, 2), "without": (None, 2)}
         for calls in BUDGETS:
             sigmas = comfy.samplers.calculate_sigmas(sampling, CHECK_SCHEDULE, calls)
-            for name, table in tables.items():
-                drawn = draw_with(guider, part.noise, sigmas, table, request.seed, counter)
+            for name, (used, order) in ways.items():
+                solver = solver_for(used, Options(order), sampling, sigmas)
+                drawn = draw_with(solver, guider, part.noise, sigmas, request.seed, counter)
                 errors[str(calls)][name].append((drawn - part.end).square().flatten(1).mean(1))
     return {calls: {name: geometric_mean(torch.cat(e)) for name, e in pair.items()} for calls, pair in errors.items()}
 
 
 def draw_with(
+    solver: DPMSolverV3,
     guider: comfy.samplers.CFGGuider,
     noise: Tensor,
     sigmas: Tensor,
-    table: Statistics | None,
     seed: int,
     counter: Counter,
 ) -> Tensor:
     """The latents that the solver draws from `noise`, on the CPU."""
-
-    solver = solver_for(table, Options(), guider.model_patcher.get_model_object("model_sampling"), sigmas)
 
     def solve(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
         return solver(counter.watch(denoise), x, sigmas).cpu()

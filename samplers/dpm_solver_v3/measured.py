@@ -24,8 +24,8 @@ BUDGETS = (5, 8, 10, 20)
 class Measured:
     """statistics: the table. facts: see nodes.host.identity. sums: what it was made from, None for the authors' files.
 
-    facts["check"] maps a budget of model calls to the errors, on latents that the table was not made from, "with" and
-    "without" it (geometric means of the squared distance to the converged latent).
+    facts["check"] maps a budget of model calls to the errors, on latents that the table was not made from: "1" and "2",
+    with it at these orders, and "without" it (geometric means of the squared distance to the converged latent).
     """
 
     statistics: Statistics
@@ -36,13 +36,16 @@ class Measured:
     def of(cls, sums: Sums, facts: dict[str, Any]) -> Measured:
         return cls(continued(sums.statistics(WINDOW, WINDOW)), facts, sums)
 
-    def helps(self, calls: int) -> bool:
-        """Whether the table won at the checked budget nearest to `calls`; unchecked tables are trusted."""
+    def best_order(self, calls: int) -> int | None:
+        """1 or 2, the highest order that the table is good for at so many calls; None where it is good for nothing.
+
+        As found at the checked budget nearest to `calls`. Unchecked tables are trusted.
+        """
         check = self.facts.get("check")
         if not check:
-            return True
+            return 2
         nearest = min(check, key=lambda budget: abs(math.log(int(budget) / max(calls, 1))))
-        return check[nearest]["with"] < check[nearest]["without"]
+        return best_of(check[nearest])
 
     def describe(self) -> str:
         """For the node: where from, and the check, a line a budget."""
@@ -51,8 +54,10 @@ class Measured:
             return f"{facts['source']}: {len(self.statistics.lam)} levels, not checked"
         lines = [f"{facts['images']} images, {facts['levels']} levels, cfg {facts['cfg']:g}, {facts['derivative']}"]
         for budget, error in facts.get("check", {}).items():
-            verdict = "used" if error["with"] < error["without"] else "not used"
-            lines.append(f"{budget} calls: error {error['with']:.1e}, without {error['without']:.1e}: {verdict}")
+            order = best_of(error)
+            with_it = min(error["1"], error["2"])
+            verdict = f"used, order {order}" if order else "not used"
+            lines.append(f"{budget} calls: error {with_it:.1e}, without {error['without']:.1e}: {verdict}")
         return "\n".join(lines if facts.get("check") else [*lines, "not checked"])
 
     def calibration(self) -> Calibration:
@@ -60,6 +65,12 @@ class Measured:
         if self.sums is None:
             raise ValueError("Only measured statistics are saved; the authors' files are files already.")
         return Calibration(KIND, dict(vars(self.sums)), self.facts)
+
+
+def best_of(error: dict[str, float]) -> int | None:
+    """The order with the smallest error in one entry of a check, or None where it is smallest without the table."""
+    best = min(error, key=lambda name: error[name])
+    return None if best == "without" else int(best)
 
 
 def load_measured(path: Path) -> Measured:

@@ -54,7 +54,7 @@ def run(server, prompt: dict) -> tuple[list[tuple[int, int]], str]:
     return progress, "\n".join(texts)
 
 
-CALLS = 2 * (2 * 8 + 1) + 2 * 2 * 43  # two images of eight levels and the start; the check
+CALLS = 2 * (2 * 8 + 1) + 2 * 3 * 43  # two images of eight levels and the start; the check
 
 
 @pytest.fixture(scope="module")
