@@ -35,7 +35,7 @@ class FewStepDPMSolverV3(io.ComfyNode):
                     default=2,
                     min=1,
                     max=3,
-                    tooltip="Of the steps, 1 to 3. 2 is best; 1 is taken where the statistics were found better with it.",
+                    tooltip="Of the steps, 1 to 3. 2 is best; 1 is taken where the statistics were found better so.",
                 ),
                 io.Combo.Input(
                     "corrector",

@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...samplers.contract import Denoiser
-from ...samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics
+from ...samplers.dpm_solver_v3 import DPMSolverV3, Options
 from ...samplers.dpm_solver_v3.measured import BUDGETS, Measured
 from ...samplers.dpm_solver_v3.observe import (
     Derivative,
@@ -215,49 +215,55 @@ def measure_batch(
     counter: Counter,
 ) -> Part:
     """One batch. Raises ValueError where the model answers with NaN."""
-    pooling = Pooling(request.pooling, tuple(request.latent.shape[1:]))
-    law = noise_law(request.model.get_model_object("model_sampling"))
-    shape = (request.batch, *request.latent.shape[1:])
-
-    def draw(purpose: int) -> torch.Generator:
-        return torch.Generator().manual_seed(derived_seed(request.seed, number, purpose))
-
-    randomness = draw(1)
-    measurement = Measurement(
-        law,
-        pooling,
-        Sums.empty(law.lam(sigmas), pooling.features),
-        lambda level, like: torch.randint(0, 2, like, generator=randomness).float().mul_(2).sub_(1),
-        derivative,
-    )
-    noise = torch.randn(shape, generator=draw(0))
-
-    def watch_trajectory(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
-        observer = Observer(counter.watch(denoise), measurement)
-        solver = DPMSolverV3(law, Statistics.data_prediction(), Options(order=3, corrector="off", last_step="denoised"))
-        end = solver(observer, x, torch.cat([first_sigma(sampling, sigmas), sigmas, sigmas.new_zeros(1)]))
-        observer.finish()
-        return end.cpu()
-
-    def renoise_references(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
-        x0 = references(request, number).to(x)
-        fresh = draw(2)
-        observe_references(
-            counter.watch(denoise), x0, sigmas, measurement, lambda level, like: torch.randn(like, generator=fresh)
-        )
-        return x0.cpu()
-
     sampling = request.model.get_model_object("model_sampling")
-    work = renoise_references if request.from_references else watch_trajectory
-    start = torch.cat([first_sigma(sampling, sigmas), sigmas])[:2].float()
-    end = inside_sampling(guider, noise, start, work, request.seed)
-    if not measurement.sums.second.isfinite().all() or not measurement.sums.probe.isfinite().all():
+    measurement = measurement_for(request, noise_law(sampling), sigmas, derivative, number)
+    noise = torch.randn((request.batch, *request.latent.shape[1:]), generator=generator(request, number, "start"))
+    way = torch.cat([first_sigma(sampling, sigmas), sigmas])
+
+    def work(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
+        watched = counter.watch(denoise)
+        if not request.from_references:
+            return draw_watched(watched, x, way, measurement)
+        x0, fresh = references(request, number).to(x), generator(request, number, "renoise")
+        observe_references(watched, x0, sigmas, measurement, lambda level, shape: torch.randn(shape, generator=fresh))
+        return x0
+
+    end = inside_sampling(guider, noise, way[:2].float(), work, request.seed).cpu()
+    if not all(total.isfinite().all() for total in (measurement.sums.second, measurement.sums.probe)):
         raise ValueError(
             "The model answered with NaN or infinite numbers, so there is nothing to measure. Draw a picture with it "
             "first; if that is black too, start ComfyUI with --force-fp32 or use another file of the model."
         )
     name = derivative.name if isinstance(derivative, Automatic) else request.derivative
     return Part(measurement.sums, noise, end, name)
+
+
+def generator(request: Request, number: int, purpose: str) -> torch.Generator:
+    """Random numbers of one batch, for one of three purposes."""
+    purposes = ("start", "signs", "renoise")
+    return torch.Generator().manual_seed(derived_seed(request.seed, number, purposes.index(purpose)))
+
+
+def measurement_for(
+    request: Request, law: NoiseLaw, sigmas: Tensor, derivative: Derivative, number: int
+) -> Measurement:
+    """Empty sums of one batch, and its probes."""
+    pooling = Pooling(request.pooling, tuple(request.latent.shape[1:]))
+    source = generator(request, number, "signs")
+
+    def signs(level: int, shape: torch.Size) -> Tensor:
+        return torch.randint(0, 2, shape, generator=source).float().mul_(2).sub_(1)
+
+    return Measurement(law, pooling, Sums.empty(law.lam(sigmas), pooling.features), signs, derivative)
+
+
+def draw_watched(denoise: Denoiser, x: Tensor, way: Tensor, measurement: Measurement) -> Tensor:
+    """The converged latents from x at the first sigma of `way`; what happens on it is added up."""
+    observer = Observer(denoise, measurement)
+    options = Options(order=3, corrector="off", last_step="denoised")
+    end = DPMSolverV3(measurement.law, options=options)(observer, x, torch.cat([way, way.new_zeros(1)]))
+    observer.finish()
+    return end
 
 
 def references(request: Request, number: int) -> Tensor:
