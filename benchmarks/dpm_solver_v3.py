@@ -150,7 +150,7 @@ def picture(path: Path, calls: int = 5) -> str:
     from PIL import Image
 
     problem = demo_problem("flow", 3.0, 8, steps=60)
-    ours = dpm_solver_v3_sampler(Choice(Options(), statistics_of(problem), "data", "always", None))
+    ours = dpm_solver_v3_sampler(Choice(Options(), statistics_of(problem), "data", "when_checked", None))
     entries = [host_entry(name, scheduler) for name in RIVALS for scheduler in SCHEDULES["flow"]]
     rivals = {f"{e.sampler}, {e.scheduler}": run(problem, *e.make(problem, calls))[0] for e in entries}
     drawn = run(problem, ours, host_entry("euler", "beta").make(problem, calls)[1])[0]
