@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -110,36 +111,29 @@ def table(rows: list[Row]) -> str:
 
 
 def speed() -> str:
-    """Seconds of one step, model left out: ours against the host's dpmpp_2m, at two sizes, in one run."""
+    """Seconds of one step, model left out: ours with statistics against the host's dpmpp_2m, in one run."""
     import comfy.k_diffusion.sampling
     from fewstep.samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics, make_plan
     from fewstep.samplers.noise_law import VARIANCE_EXPLODING
 
+    def quiet(x: Tensor, sigma: float, **host) -> Tensor:
+        return x
+
+    sigmas, lam = torch.logspace(1, -1, 21), torch.linspace(-3, 3, 20)
     lines = []
-    sigmas = torch.logspace(1, -1, 21)
-    per_channel = {4: torch.linspace(-3, 3, 20), 16: torch.linspace(-3, 3, 20)}
-    for shape in ((1, 4, 64, 64), (1, 16, 128, 128)):
-        lam = per_channel[shape[1]]
-        l = torch.sigmoid(-lam).view(-1, 1, 1, 1).expand(-1, shape[1], 1, 1)  # noqa: E741
-        table = Statistics(lam, l, -2 + 2 * l, 0 * l)
-        x = torch.randn(shape)
-
-        def theirs(x: Tensor = x) -> None:
-            comfy.k_diffusion.sampling.sample_dpmpp_2m(lambda x, s, **_: x, x, sigmas, disable=True)
-
-        def ours(x: Tensor = x, table: Statistics = table, corrector: str = "everywhere") -> None:
-            solver = DPMSolverV3(VARIANCE_EXPLODING, table, Options(corrector=corrector))
-            solver(lambda x, s: x, x, sigmas)
-
-        def plan(table: Statistics = table) -> None:
-            make_plan(sigmas, VARIANCE_EXPLODING, table, Options())
-
-        base, with_plan, planning = (fastest(work) / 20 for work in (theirs, ours, plan))
-        size, step = "x".join(map(str, shape[1:])), with_plan - planning
-        lines.append(
-            f"{size}: dpmpp_2m {base * 1e6:.0f} us a step; v3 {step * 1e6:.0f} us ({step / base:.2f} of it), "
-            f"and {planning * 1e6:.0f} us to plan it, once a run"
-        )
+    for shape, channels in product(((1, 4, 64, 64), (1, 16, 128, 128)), (False, True)):
+        l = torch.sigmoid(-lam).view(-1, 1, 1, 1).expand(-1, shape[1] if channels else 1, 1, 1)  # noqa: E741
+        table, x = Statistics(lam, l, -2 + 2 * l, 0 * l), torch.randn(shape)
+        base = fastest(partial(comfy.k_diffusion.sampling.sample_dpmpp_2m, quiet, x, sigmas, disable=True))
+        for corrector in ("off", "everywhere"):
+            options = Options(corrector=corrector)
+            planning = fastest(partial(make_plan, sigmas, VARIANCE_EXPLODING, table, options))
+            ours = fastest(partial(DPMSolverV3(VARIANCE_EXPLODING, table, options), quiet, x, sigmas)) - planning
+            what = f"{'x'.join(map(str, shape[1:]))}, {'channel' if channels else 'global'}, corrector {corrector}"
+            figures = (ours / 20 * 1e6, ours / base, planning * 1e3)
+            lines.append(
+                f"{what:<42} {figures[0]:6.0f} us a step, {figures[1]:.2f} of dpmpp_2m; plan {figures[2]:.0f} ms"
+            )
     return "\n".join(lines)
 
 
@@ -167,7 +161,7 @@ def picture(path: Path, calls: int = 5) -> str:
     return f"{path}: median error {error(rivals[best]):.1e} ({best}) and {error(drawn):.1e} (v3) at {calls} calls"
 
 
-def fastest(work: Callable[[], None], repeats: int = 30) -> float:
+def fastest(work: Callable[[], object], repeats: int = 30) -> float:
     """Seconds of the fastest of many runs: what the machine does when nothing else runs."""
     times = []
     for _ in range(repeats):

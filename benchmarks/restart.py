@@ -57,7 +57,7 @@ ERRORS_OF_MEAN = 3  # by so many standard errors two figures must differ to be c
 
 
 def in_ratio(law: NoiseLaw, x: Tensor, sigma: Tensor) -> tuple[Tensor, float]:
-    """y = x / alpha and s = sigma / alpha of a batch at one sigma; at the flow's 1, where they have no value, near it."""
+    """y = x / alpha and s = sigma / alpha of a batch at one sigma; near the flow's 1, where they have no value."""
     at = min(float(sigma[0]), 1 - 1e-9) if law.is_flow else float(sigma[0])
     return x / law.alpha(at), law.ratio(at)
 
@@ -213,7 +213,7 @@ def measure(setting: Setting, name: str, calls: int, seeds: Iterable[int], count
         problem, true = problem_of(name, seed, count)
         try:
             drawn, taken = run(problem, *sampler_and_sigmas(setting, problem, calls), seed=seed)
-        except ValueError:
+        except (ValueError, RuntimeError):
             return None
         if taken > calls or not drawn.isfinite().all():
             return None

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -70,13 +71,16 @@ class Options:
         return (lam < self.corrector_split) == (self.corrector == "high_noise")
 
 
+Factor: TypeAlias = "Tensor | float"  # of a latent: one number for all coordinates, or a tensor to be broadcast
+
+
 @dataclass(frozen=True, eq=False)
 class Combination:
     """a x + bias + sum_j weights[j] r_j over the newest nodes, the newest first. a, bias: F; weights: (n, *F)."""
 
-    a: Tensor
-    bias: Tensor
-    weights: Tensor
+    a: Factor
+    bias: Factor
+    weights: Tensor | list[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,21 +88,22 @@ class Step:
     """From one node to the next. order: of the predictor; corrected: of the correction of x at this node, 0 for none.
 
     `table` (rows, *F) has all coefficients in one tensor, to be moved to a device at once; the properties say which.
+    With one coordinate for all it may be a list of numbers instead.
     """
 
     sigma: float
     sigma_next: float
     order: int
     corrected: int
-    table: Tensor
+    table: Tensor | list[float]
 
     @property
-    def x_in_r(self) -> Tensor:
+    def x_in_r(self) -> Factor:
         """r = D + x_in_r x, which is D - (1 - l) y."""
         return self.table[0]
 
     @property
-    def r_in_x(self) -> Tensor:
+    def r_in_x(self) -> Factor:
         """The corrected x of this node is what `corrector` of the step before gave + r_in_x r."""
         return self.table[1]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..contract import Denoiser, Noise, OnStep
 from ..noise_law import NoiseLaw
 from .bases import Basis, basis_for
-from .plan import Combination, Options, Step, make_plan
+from .plan import Combination, Factor, Options, Step, make_plan
 from .statistics import Statistics
 
 
@@ -40,14 +40,14 @@ class DPMSolverV3:
     ) -> Tensor:
         basis = basis_for(self.statistics, x.shape[1:])
         plan = make_plan(sigmas, self.law, basis.statistics, self.options)
-        dtype = x.dtype
+        dtype, kept = x.dtype, plan.kept
         state = State(basis.forward(x.to(torch.promote_types(dtype, torch.float32))))
         for number, step in enumerate(plan.steps):
             denoised = denoise(x, step.sigma)
             if on_step:
                 on_step(number, step.sigma, x, denoised)
             d = basis.forward(denoised.to(state.z.dtype))
-            state = advance(on_device(step, basis, d), state, d, plan.kept)
+            state = advance(on_device(step, basis, d), state, d, kept)
             x = basis.inverse(state.z).to(dtype)
             del d, denoised  # a call of the model finds no latent in memory that no later step needs
         return x
@@ -62,14 +62,20 @@ class State(NamedTuple):
 
 
 def on_device(step: Step, basis: Basis, z: Tensor) -> Step:
-    """The step with its coefficients where z is, in one transfer; its float64 stays on the CPU."""
-    return replace(step, table=basis.place(step.table.to(z.dtype).to(z.device)))
+    """The step with its coefficients where z is, in one transfer; its float64 stays on the CPU.
+
+    A coefficient that is one number for all coordinates becomes a Python number, which costs no broadcasting.
+    """
+    table = torch.as_tensor(step.table)
+    if table[0].numel() == 1:
+        return replace(step, table=table.flatten().tolist())
+    return replace(step, table=basis.place(table.to(z.dtype).to(z.device)))
 
 
 def advance(step: Step, state: State, denoised: Tensor, kept: int) -> State:
-    """From one node to the next. `kept` nodes stay in the history."""
-    r = torch.addcmul(denoised, step.x_in_r, state.z)
-    x = state.z if state.corrector is None else state.corrector.addcmul_(step.r_in_x, r)
+    """From one node to the next. `kept` nodes stay in the history. The state's corrector is used up."""
+    r = r_of(denoised, step.x_in_r, state.z)
+    x = state.z if state.corrector is None else add(state.corrector, step.r_in_x, r)
     history = (r, *state.history)
     corrector = combine(step.corrector, x, history) if step.corrector else None
     return State(combine(step.predictor, x, history), corrector, history[:kept])
@@ -77,7 +83,21 @@ def advance(step: Step, state: State, denoised: Tensor, kept: int) -> State:
 
 def combine(combination: Combination, x: Tensor, history: Sequence[Tensor]) -> Tensor:
     """a x + bias + sum_j weights[j] history[j], in a new tensor."""
-    result = torch.addcmul(combination.bias, combination.a, x)
+    result = x * combination.a
+    if torch.is_tensor(combination.bias) or combination.bias != 0:
+        result.add_(combination.bias)
     for weight, r in zip(combination.weights, history, strict=False):
-        result.addcmul_(weight, r)
+        add(result, weight, r)
     return result
+
+
+def r_of(denoised: Tensor, x_in_r: Factor, x: Tensor) -> Tensor:
+    """D + x_in_r x, in a new tensor: the model's own is left as it is."""
+    if isinstance(x_in_r, float):
+        return torch.add(denoised, x, alpha=x_in_r)
+    return torch.addcmul(denoised, x_in_r, x)
+
+
+def add(base: Tensor, factor: Factor, x: Tensor) -> Tensor:
+    """base += factor x."""
+    return base.add_(x, alpha=factor) if isinstance(factor, float) else base.addcmul_(factor, x)

@@ -189,6 +189,16 @@ def test_without_a_jump_it_is_the_inner_solver():
     assert noise.asked == []
 
 
+def test_equal_sigmas_are_a_step_and_no_jump():
+    """What a host's schedule repeats is left to the inner solver."""
+    sigmas, inner = torch.tensor([2.0, 1.0, 1.0, 0.5, 0.0]), RecordingInner()
+    x = torch.zeros(1, 1, 4, 4)
+    noise = Drawn(x)
+    restart(GuidedMixture(SMALL, VARIANCE_EXPLODING), x, sigmas, noise=noise, inner=inner)
+    assert (inner.runs, noise.asked) == ([sigmas.tolist()], [])
+    assert solver_steps(sigmas) == 4
+
+
 @LAWS
 def test_steps_are_counted_over_all_runs(law):
     sigmas, told = expanded(law), []
