@@ -138,7 +138,7 @@ def speed() -> str:
 
 
 def picture(path: Path, calls: int = 5) -> str:
-    """Eight prompts on the bundled flow model, cfg 3: the host's best by the median, v3 on beta, the converged."""
+    """Eight prompts on the bundled flow model, cfg 3: dpmpp_2m and v3 on beta, the host's best, the converged."""
     from fewstep.nodes.host.dpm_solver_v3 import Choice, dpm_solver_v3_sampler
     from fewstep.samplers.dpm_solver_v3 import Options
     from PIL import Image
@@ -153,7 +153,7 @@ def picture(path: Path, calls: int = 5) -> str:
         return (latents - problem.end).square().flatten(1).mean(1).nan_to_num(math.inf).median().item()
 
     best = min(rivals, key=lambda name: error(rivals[name]))
-    rows = (rivals[best], drawn, problem.end)
+    rows = (rivals["dpmpp_2m, beta"], drawn, rivals[best], problem.end)
     pixels = [problem.model.model.process_latent_out(latents).add(1).div(2).clamp(0, 1) for latents in rows]
     grid = torch.cat([row.permute(0, 2, 3, 1).transpose(0, 1).flatten(1, 2) for row in pixels])
     image = Image.fromarray((grid * 255).round().byte().numpy())

@@ -35,7 +35,7 @@ def test_all_four_rivals_are_there_within_the_budget(found):
 
 
 def test_restart_is_nearer_to_the_law_than_the_coarse_rivals(found):
-    """EDM's range of 120 to 0.002 in 10 calls: heun and euler_ancestral are far off, by more than any sampling error."""
+    """EDM's range of 120 to 0.002 in 10 calls: heun and euler_ancestral are far off, beyond any sampling error."""
     ours, heun, ancestral = (
         statistics.mean(figure["distances"])
         for figure in (found["restart"], found["rivals"]["heun"], found["rivals"]["euler_ancestral"])
