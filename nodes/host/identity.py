@@ -78,8 +78,22 @@ def patches_digest(model: ModelPatcher) -> str:
 
 
 def conditioning_digest(*conditionings: list) -> str:
-    """Of prompts and all that hangs on them."""
-    return digest(tensors_in(conditionings), str([len(c) for c in conditionings]))
+    """Of prompts and what hangs on them: tensors, and the numbers and words of areas, strengths and time ranges."""
+    return digest(tensors_in(conditionings), *words_in(conditionings))
+
+
+def words_in(value: Any) -> Iterator[str]:
+    """All numbers and texts of nested lists, tuples and dictionaries, with their keys; a bracket where one ends."""
+    if isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield str(key)
+            yield from words_in(value[key])
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from words_in(part)
+        yield "]"
+    elif isinstance(value, (str, int, float)):
+        yield str(value)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

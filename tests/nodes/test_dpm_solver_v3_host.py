@@ -348,6 +348,20 @@ def test_a_lora_is_another_model():
     assert differences(before, identify(plain)) == ["on another checkpoint"]
 
 
+def test_another_prompt_or_area_is_another_measurement():
+    from fewstep.nodes.host.identity import conditioning_digest
+
+    prompt = torch.ones(1, 8, 4)
+    same = [conditioning_digest([[prompt.clone(), {"strength": 0.5}]], []) for _ in range(2)]
+    others = [
+        conditioning_digest([[prompt, {"strength": 0.6}]], []),
+        conditioning_digest([[prompt * 2, {"strength": 0.5}]], []),
+        conditioning_digest([], [[prompt, {"strength": 0.5}]]),
+        conditioning_digest([[prompt, {"strength": 0.5, "area": (8, 8, 0, 0)}]], []),
+    ]
+    assert same[0] == same[1] and len({same[0], *others}) == 5
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Sampling
 
