@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 from comfy_api.latest import io
 
+from ..samplers.choices import check_choice
 from ..samplers.dpm_solver_v3 import Options
 from ..samplers.dpm_solver_v3.measured import load_measured, load_published
 from ..samplers.dpm_solver_v3.plan import CORRECTORS, LAST_STEPS
@@ -103,7 +104,8 @@ class FewStepDPMSolverV3(io.ComfyNode):
         last_step="full_order",
         use="when_checked",
     ) -> io.NodeOutput:
-        check_choices(prediction=(prediction, PREDICTIONS), use=(use, USES))
+        check_choice("prediction", prediction, PREDICTIONS)
+        check_choice("use", use, USES)
         options = Options(order, corrector, pseudo_predictor, pseudo_corrector, lower_order_final, last_step=last_step)
         return io.NodeOutput(dpm_solver_v3_sampler(Choice(options, statistics, prediction, use, cls.hidden.unique_id)))
 
@@ -192,10 +194,11 @@ class FewStepEstimateStatistics(io.ComfyNode):
         derivative,
         save_as="",
     ) -> io.NodeOutput:
-        check_choices(pooling=(pooling, POOLINGS), derivative=(derivative, DERIVATIVES))
+        check_choice("pooling", pooling, POOLINGS)
+        check_choice("derivative", derivative, DERIVATIVES)
         latent = latent_for(model, latent_image)
         request = Request(model, positive, negative, cfg, latent, seed, images, levels, pooling, derivative)
-        facts = request.facts()
+        facts = request.facts
         path = path_for(save_as, facts)
         known = measured_as(path, facts) if path.exists() else None
         if known is None or known.facts["batches"] < request.batches:
@@ -256,10 +259,3 @@ class FewStepLoadStatistics(io.ComfyNode):
             measured = load_measured(path)
         show_text(cls.hidden.unique_id, measured.describe())
         return io.NodeOutput(measured)
-
-
-def check_choices(**given: tuple[str, object]) -> None:
-    """The host lets any text through in a combo box."""
-    for name, (value, allowed) in given.items():
-        if value not in allowed:  # type: ignore[operator]
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
+from ..samplers.choices import check_choice
 from ..samplers.noise_law import NoiseLaw
 
 RHO = 7.0  # of EDM's grid, arXiv 2206.00364 eq. 5
@@ -137,8 +138,7 @@ def check_schedule(sigmas: list[float]) -> None:
 def check_interval(interval: Interval) -> None:
     """Raises ValueError for an interval that no schedule can hold."""
     low, high = interval.sigma_min, interval.sigma_max
-    if interval.unit not in UNITS:
-        raise ValueError(f"The unit of a restart interval is {interval.unit!r}; choose one of {', '.join(UNITS)}.")
+    check_choice("The unit of a restart interval", interval.unit, UNITS)
     if interval.steps < 2:
         raise ValueError(f"A restart interval has steps = {interval.steps}; 2 points (one step down) are the fewest.")
     if interval.repeats < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..samplers.choices import check_choice
 from ..samplers.noise_law import NoiseLaw
 from .restart_plan import Interval, RestartPlan, check_disjoint, clip, ratio_of, resolve, restart_plan, within_budget
 from .restart_presets import PRESETS
@@ -15,9 +16,8 @@ def requested_plan(
     sigmas: Sequence[float], law: NoiseLaw, preset: str, budget: str, own: Sequence[Interval] | None = None
 ) -> RestartPlan:
     """The plan of the person's `own` intervals, else of the preset. Raises ValueError, in words, for what cannot be."""
-    for value, choices, name in ((preset, PRESETS, "preset"), (budget, BUDGETS, "budget")):
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+    check_choice("preset", preset, PRESETS)
+    check_choice("budget", budget, BUDGETS)
     if len(sigmas) < 2:
         return restart_plan(sigmas, (), law)  # says what is wrong
     remarks: list[str] = []

@@ -19,7 +19,6 @@ from .sampler import denoiser, model_sampling_of, reporter
 
 PREDICTIONS = {"data": Statistics.data_prediction, "noise": Statistics.noise_prediction}
 USES = ("when_checked", "always", "never")
-LONGEST_HOP_WITHOUT = 1.0  # of lambda
 NEAR_THE_END = 1.1  # times the model's smallest sigma: its own answer there is where every schedule converges to
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,9 @@ def sample_dpm_solver_v3(
     sampling = model_sampling_of(model)
     nodes = sigmas.detach().to("cpu", torch.float64)
     guider = model.inner_model
-    here = identify(guider.model_patcher) | {"cfg": getattr(guider, "cfg", None)}
+    here: dict[str, Any] = {}
+    if choice.measured is not None:  # reads some of the weights
+        here = identify(guider.model_patcher) | {"cfg": getattr(guider, "cfg", None)}
     table, order, remarks = table_for(choice, len(nodes) - 1, here, tuple(x.shape[1:]))
     show_text(choice.node_id, "\n".join(remarks))
     for remark in remarks[1:]:

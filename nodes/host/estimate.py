@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import comfy.sample
@@ -68,10 +68,11 @@ class Request:
     def batches(self) -> int:
         return math.ceil(self.images / self.batch)
 
-    @property
+    @cached_property
     def from_references(self) -> bool:
         return bool(self.latent.count_nonzero())
 
+    @cached_property
     def facts(self) -> dict[str, Any]:
         """What is kept with the result. Results of equal facts add up, whatever their number of images."""
         return identify(self.model) | {
@@ -187,7 +188,7 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
     total = reduce(
         Sums.__add__, [part.sums for part in parts.values()] + ([known.sums] if known and known.sums else [])
     )
-    facts = request.facts() | {
+    facts = request.facts | {
         "batches": request.batches,
         "images": request.batches * request.batch,
         "derivative": parts[max(parts)].derivative,
@@ -220,7 +221,7 @@ def measure_batch(
     noise = torch.randn((request.batch, *request.latent.shape[1:]), generator=generator(request, number, "start"))
     way = torch.cat([first_sigma(sampling, sigmas), sigmas])
 
-    def work(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
+    def work(denoise: Denoiser, x: Tensor) -> Tensor:
         watched = counter.watch(denoise)
         if not request.from_references:
             return draw_watched(watched, x, way, measurement)
@@ -307,7 +308,7 @@ def draw_with(
 ) -> Tensor:
     """The latents that the solver draws from `noise`, on the CPU."""
 
-    def solve(denoise: Denoiser, x: Tensor, law: NoiseLaw) -> Tensor:
+    def solve(denoise: Denoiser, x: Tensor) -> Tensor:
         return solver(counter.watch(denoise), x, sigmas).cpu()
 
     return inside_sampling(guider, noise, sigmas, solve, seed)

@@ -15,10 +15,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...samplers.contract import Denoiser
-from ...samplers.noise_law import NoiseLaw
-from .noise_law import noise_law
 from .progress import show_text
-from .sampler import denoiser, model_sampling_of
+from .sampler import denoiser
 
 Result = TypeVar("Result")
 
@@ -54,15 +52,15 @@ def inside_sampling(
     guider: comfy.samplers.CFGGuider,
     noise: Tensor,
     sigmas: Tensor,
-    work: Callable[[Denoiser, Tensor, NoiseLaw], Result],
+    work: Callable[[Denoiser, Tensor], Result],
     seed: int,
 ) -> Result:
-    """work(denoise, x, law) as a sampler of the host is run: x is `noise` as the model wants it at sigmas[0]."""
+    """work(denoise, x) as a sampler of the host is run: x is `noise` as the model wants it at sigmas[0]."""
     results: list[Result] = []
 
     @torch.no_grad()
     def sampler_function(model, x, sigmas, extra_args=None, callback=None, disable=None) -> Tensor:
-        results.append(work(denoiser(model, x, extra_args or {}), x, noise_law(model_sampling_of(model))))
+        results.append(work(denoiser(model, x, extra_args or {}), x))
         return x
 
     sampler = comfy.samplers.KSAMPLER(sampler_function)

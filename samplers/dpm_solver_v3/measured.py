@@ -13,7 +13,7 @@ import torch
 
 from ..calibration import Calibration
 from .statistics import Statistics
-from .sums import Sums, continued
+from .sums import SUMMED, Sums, continued
 
 KIND = "statistics"
 WINDOW = 0.3  # of lambda: half width of all smoothing
@@ -76,7 +76,7 @@ def best_of(error: dict[str, float]) -> int | None:
 def load_measured(path: Path) -> Measured:
     """From a file of `Measured.calibration`. Raises ValueError in words for what is not one, or holds nonsense."""
     calibration = Calibration.load(path, KIND)
-    names = ("lam", "count", "first", "second", "probe_count", "probe")
+    names = ("lam", *SUMMED)
     missing = [name for name in names if name not in calibration.tensors]
     if missing:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}; measure again.")

@@ -70,7 +70,7 @@ class Measurement:
 
     def add(self, level: int, quantities: Sequence[Tensor]) -> None:
         """r, D, D' of a batch, in the coordinates of the statistics."""
-        self.sums.count[level] += len(quantities[0]) * self.pooling.numbers()
+        self.sums.count[level] += len(quantities[0]) * self.pooling.numbers
         self.sums.first[level] += torch.stack([self.pooling.total(q) for q in quantities])
         products = [self.pooling.total(quantities[i] * quantities[j]) for i, j in PAIRS]
         self.sums.second[level] += torch.stack(products)
@@ -80,7 +80,7 @@ class Measurement:
         v = self.signs(level, x.shape).to(x)
         u = self.law.alpha(sigma) * self.pooling.inverse(v)
         response = self.pooling.forward(self.derivative(denoise, x, sigma, denoised, u).float())
-        self.sums.probe_count[level] += len(x) * self.pooling.numbers()
+        self.sums.probe_count[level] += len(x) * self.pooling.numbers
         self.sums.probe[level] += self.pooling.total(v.float() * response)
 
 

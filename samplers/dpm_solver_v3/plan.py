@@ -16,6 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..choices import check_choice
 from ..noise_law import NoiseLaw
 from .coefficients import Coefficients, step_coefficients, usable
 from .integrals import RULES
@@ -57,10 +58,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
             raise ValueError(f"The order is {self.order}; DPM-Solver-v3 has orders 1, 2 and 3.")
-        choices = {"corrector": CORRECTORS, "quadrature": tuple(RULES), "last_step": LAST_STEPS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
+        check_choice("corrector", self.corrector, CORRECTORS)
+        check_choice("quadrature", self.quadrature, RULES)
+        check_choice("last_step", self.last_step, LAST_STEPS)
         if not 0 < self.final_ratio < math.inf:
             raise ValueError(f"final_ratio is {self.final_ratio:g}; it must be above 0, and small, such as 0.02.")
 

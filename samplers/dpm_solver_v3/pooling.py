@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..choices import check_choice
 from .bases import band_position, to_frequencies, to_pixels
 
 POOLINGS = ("global", "channel", "spectral", "pixel")
@@ -21,15 +23,14 @@ class Pooling:
     item: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.kind not in POOLINGS:
-            raise ValueError(f"pooling is {self.kind!r}; choose one of {', '.join(POOLINGS)}.")
+        check_choice("pooling", self.kind, POOLINGS)
         if self.kind in ("spectral", "pixel") and len(self.item) < 3:
             raise ValueError(
                 f"This model's latents are packed, {self.item}, and have no rows and columns. "
                 "Set pooling to channel or global."
             )
 
-    @property
+    @cached_property
     def features(self) -> tuple[int, ...]:
         """F of the statistics."""
         channels = self.item[0]
@@ -55,10 +56,15 @@ class Pooling:
         return self._by_band(per_pixel.sum(0).cpu().double()).view(1, BANDS)
 
     def _by_band(self, values: Tensor) -> Tensor:
-        height, width = self.item[-2:]
-        band = band_position(height, width, BANDS).round().long()
-        return torch.zeros(BANDS, dtype=torch.float64).index_add(0, band.flatten(), values.flatten())
+        return torch.zeros(BANDS, dtype=torch.float64).index_add(0, self._band, values.flatten())
 
+    @cached_property
+    def _band(self) -> Tensor:
+        """The band of every frequency, (H W,)."""
+        height, width = self.item[-2:]
+        return band_position(height, width, BANDS).round().long().flatten()
+
+    @cached_property
     def numbers(self) -> Tensor:
         """How many numbers of one latent go into each statistic, F."""
         return self.total(torch.ones(1, *self.item))

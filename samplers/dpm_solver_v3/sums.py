@@ -18,6 +18,7 @@ from torch import Tensor
 from .statistics import Statistics
 
 QUANTITIES = 3  # r, D, D'
+SUMMED = ("count", "first", "second", "probe_count", "probe")
 PAIRS = tuple(combinations_with_replacement(range(QUANTITIES), 2))
 
 
@@ -50,13 +51,11 @@ class Sums:
                 "These measurements do not fit together: they have other noise levels or another pooling. "
                 "Measure with the same model, levels and pooling to add one to the other."
             )
-        names = ("count", "first", "second", "probe_count", "probe")
-        return Sums(self.lam, *(getattr(self, name) + getattr(other, name) for name in names))
+        return Sums(self.lam, *(getattr(self, name) + getattr(other, name) for name in SUMMED))
 
     def __sub__(self, other: Sums) -> Sums:
         """The measurement without a part of it."""
-        names = ("count", "first", "second", "probe_count", "probe")
-        return self + Sums(other.lam, *(-getattr(other, name) for name in names))
+        return self + Sums(other.lam, *(-getattr(other, name) for name in SUMMED))
 
     def statistics(self, window: float = 0.0, slope_window: float = 0.0, ridge: float = 1e-6) -> Statistics:
         """The minimisers l, s, b (section 3.1).

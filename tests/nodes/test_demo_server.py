@@ -37,6 +37,22 @@ def graph(variant="eps", prompt="red apple", sampler="euler", scheduler="karras"
     }
 
 
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def custom_graph(variant: str, scheduler: str, steps: int, sampler: dict, seed: int = 1) -> dict:
+    """The same with SamplerCustomAdvanced: the node `sampler` ("22") on the schedule of "24"."""
+    linked = {"noise": ["20", 0], "guider": ["21", 0], "sampler": ["22", 0], "sigmas": ["24", 0]}
+    return graph(variant) | {
+        "5": node("SamplerCustomAdvanced", latent_image=["4", 0], **linked),
+        "20": node("RandomNoise", noise_seed=seed),
+        "21": node("CFGGuider", model=["1", 0], positive=["2", 0], negative=["3", 0], cfg=3.0),
+        "22": sampler,
+        "24": node("BasicScheduler", model=["1", 0], scheduler=scheduler, steps=steps, denoise=1.0),
+    }
+
+
 def draw(server, prompt: dict) -> np.ndarray:
     """The first picture, (H, W, 3) in [0, 1]."""
     (png, *_) = server.pictures(server.run(prompt))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from support.server import TEXT, Cancelled, HostError
 
-from .test_demo_server import draw, graph, middle
-from .test_restart_server import node
+from .test_demo_server import custom_graph, draw, graph, middle, node
 
 
-def estimate_node(variant="flow", **changed) -> dict:
+def estimate_node(**changed) -> dict:
     given = {"cfg": 3.0, "seed": 0, "images": 2, "levels": 8, "pooling": "global", "derivative": "differences"}
     linked = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
     return node("FewStepEstimateStatistics", **(linked | given | changed))
@@ -17,23 +16,10 @@ def estimate_node(variant="flow", **changed) -> dict:
 
 def v3_graph(variant="flow", steps=8, statistics=None, scheduler="beta", **changed) -> dict:
     """The demo graph with SamplerCustomAdvanced and DPM-Solver-v3; `statistics` is the node that gives them."""
-    prompt = graph(variant)
     choices = {"order": 2, "corrector": "everywhere", "pseudo_predictor": False, "pseudo_corrector": False}
     linked = {"statistics": ["40", 0]} if statistics else {}
-    prompt["5"] = node(
-        "SamplerCustomAdvanced",
-        noise=["20", 0],
-        guider=["21", 0],
-        sampler=["22", 0],
-        sigmas=["24", 0],
-        latent_image=["4", 0],
-    )
-    prompt |= {
-        "20": node("RandomNoise", noise_seed=1),
-        "21": node("CFGGuider", model=["1", 0], positive=["2", 0], negative=["3", 0], cfg=3.0),
-        "22": node("FewStepDPMSolverV3", **(choices | {"lower_order_final": False} | linked | changed)),
-        "24": node("BasicScheduler", model=["1", 0], scheduler=scheduler, steps=steps, denoise=1.0),
-    }
+    sampler = node("FewStepDPMSolverV3", **(choices | {"lower_order_final": False} | linked | changed))
+    prompt = custom_graph(variant, scheduler, steps, sampler)
     return prompt | ({"40": statistics} if statistics else {})
 
 

@@ -6,28 +6,16 @@ import numpy as np
 import pytest
 from support.server import PREVIEW, TEXT, Cancelled, HostError
 
-from .test_demo_server import draw, graph, middle
+from .test_demo_server import custom_graph, draw, graph, middle, node
 
 
 def restart_graph(variant="eps", steps=20, preset="a1111", budget="keep_steps", seed=1, intervals=(), **more) -> dict:
     """The demo graph with SamplerCustomAdvanced and Restart instead of KSampler. `more`: inputs of single nodes."""
-    prompt = graph(variant)
     scheduler = "karras" if variant in ("eps", "v") else "simple"
-    prompt["5"] = node(
-        "SamplerCustomAdvanced",
-        noise=["20", 0],
-        guider=["21", 0],
-        sampler=["22", 0],
-        sigmas=["23", 0],
-        latent_image=["4", 0],
-    )
-    prompt |= {
-        "20": node("RandomNoise", noise_seed=seed),
-        "21": node("CFGGuider", model=["1", 0], positive=["2", 0], negative=["3", 0], cfg=3.0),
-        "22": node("FewStepRestartSampler", s_noise=1.0, **more.get("sampler", {})),
-        "23": node("FewStepRestartSchedule", model=["1", 0], sigmas=["24", 0], preset=preset, budget=budget),
-        "24": node("BasicScheduler", model=["1", 0], scheduler=scheduler, steps=steps, denoise=1.0),
-    }
+    sampler = node("FewStepRestartSampler", s_noise=1.0, **more.get("sampler", {}))
+    prompt = custom_graph(variant, scheduler, steps, sampler, seed)
+    prompt["5"]["inputs"]["sigmas"] = ["23", 0]
+    prompt["23"] = node("FewStepRestartSchedule", model=["1", 0], sigmas=["24", 0], preset=preset, budget=budget)
     previous: list | None = None
     for number, interval in enumerate(intervals):
         linked: dict[str, object] = {"previous": previous} if previous else {}
@@ -36,10 +24,6 @@ def restart_graph(variant="eps", steps=20, preset="a1111", budget="keep_steps", 
     if previous:
         prompt["23"]["inputs"]["intervals"] = previous
     return prompt
-
-
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def interval(sigma_min=0.1, sigma_max=2.0, steps=4, repeats=1, unit="noise_to_signal") -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,27 +18,17 @@ from fewstep.samplers.noise_law import VARIANCE_EXPLODING
 from fewstep.samplers.restart import restart
 from fewstep.schedulers.restart_plan import Interval, RestartPlan, Segment, restart_plan, rho_grid
 from fewstep.schedulers.restart_presets import PRESETS
+from support.goldens import FOLDER, Arrays
 from torch import Tensor
 
-FOLDER = Path(os.environ["FEWSTEP_ROOT"], "tests", "goldens", "restart")
 TOLERANCE = 1e-9
 
 Step = Callable[[Denoiser, Tensor, float, float], Tensor]  # one step, from a sigma to the next
 
 
 @dataclass(frozen=True)
-class Golden:
-    """A recorded run and its model, a mixture of isotropic Gaussians N(m_k, s_k^2 I)."""
-
-    arrays: dict[str, Any]
-
-    @classmethod
-    def load(cls, name: str) -> Golden:
-        with np.load(FOLDER / f"{name}.npz") as file:
-            return cls({key: file[key] for key in file.files})
-
-    def tensor(self, key: str) -> Tensor:
-        return torch.from_numpy(self.arrays[key])
+class Golden(Arrays):
+    """A recorded run."""
 
     def json(self, key: str) -> dict[str, Any]:
         return json.loads(str(self.arrays[key]) or "{}")
@@ -47,16 +36,6 @@ class Golden:
     @property
     def intervals(self) -> list[Interval]:
         return [Interval(*entry) for entry in self.json("restart_info").values()]
-
-    def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        variance = self.tensor("gmm_stds") ** 2
-        total = variance + sigma**2
-        means = self.tensor("gmm_means").flatten(1)
-        away = x.flatten(1)[:, None] - means
-        log_weights = self.tensor("gmm_weights").log() - away.square().sum(2) / (2 * total)
-        weights = (log_weights - away.shape[2] / 2 * total.log()).softmax(1)
-        posterior = means + (variance / total)[:, None] * away
-        return torch.einsum("bk,bkd->bd", weights, posterior).view_as(x)
 
 
 @dataclass
@@ -196,14 +175,14 @@ def replay_edm(golden: Golden, inner_of: Callable[[RestartPlan], Any] = lambda p
     ],
 )
 def test_heun(name, preset):
-    golden = Golden.load(name)
+    golden = Golden.load(f"restart/{name}")
     assert golden.intervals == (list(PRESETS[preset](18)) if preset else [])
     replay_edm(golden)
 
 
 def test_heun_with_churn_inside_the_restarts():
     """ImageNet-64 with S_noise 1.003 and gamma 0.05; main steps are not churned."""
-    golden = Golden.load("heun_imagenet_nfe99")
+    golden = Golden.load("restart/heun_imagenet_nfe99")
     assert golden.intervals == list(PRESETS["imagenet64_99"](18))
     churn = Replayed.of(golden, "noise_churn")
     step = churned(churn, golden.json("options"))
@@ -213,7 +192,7 @@ def test_heun_with_churn_inside_the_restarts():
 
 def test_dpm_solver_3():
     """Third order but for the last two main steps, of order 2 and 1."""
-    golden = Golden.load("dpm3_cifar_vp_n5")
+    golden = Golden.load("restart/dpm3_cifar_vp_n5")
     assert golden.intervals == list(PRESETS["cifar10_vp_dpm3"](5))
     lowest = golden.arrays["model_sigma"][-1]
 
@@ -227,7 +206,7 @@ def test_dpm_solver_3():
 
 def test_two_intervals_on_one_node_both_run_the_widest_first():
     """Here we differ on purpose: the authors' code kept the last interval of the list and dropped the other."""
-    golden = Golden.load("heun_collision_n10")
+    golden = Golden.load("restart/heun_collision_n10")
     narrow, wide = golden.intervals
     plan = edm_plan(golden, golden.intervals)
     restarts = [(s.sigmas[0], s.sigmas[-1]) for s in plan.segments if s.interval]
@@ -272,7 +251,7 @@ def ddim_step(segment: Segment, sigma: float, sigma_next: float) -> Step:
 )
 def test_stable_diffusion(name, preset):
     """w7 is no guidance scale of the authors' list, so nothing restarts there; w8 was run with S_noise 1.003."""
-    golden = Golden.load(f"sd_ddim30_{name}")
+    golden = Golden.load(f"restart/sd_ddim30_{name}")
     listed = [Interval(n, k, float(low), high) for low, (n, k, high) in golden.json("restart_list").items()]
     assert listed == (list(PRESETS[preset](30)) if preset else [])
     alpha, ratio = alpha_and_ratio()
@@ -290,6 +269,6 @@ def test_stable_diffusion(name, preset):
 def test_every_recorded_run_is_replayed_here():
     """A golden that is added is tested, or this says so."""
     text = Path(__file__).read_text(encoding="utf-8")
-    names = [path.stem for path in FOLDER.glob("*.npz")]
+    names = [path.stem for path in (FOLDER / "restart").glob("*.npz")]
     assert len(names) == 12
     assert all(f'"{name.removeprefix("sd_ddim30_")}"' in text for name in names)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fewstep.samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
+from support.goldens import FOLDER, Arrays
 from support.recording import Recording
 from torch import Tensor
 
-FOLDER = Path(os.environ["FEWSTEP_ROOT"], "tests", "goldens", "dpm_solver_v3")
-FILES = sorted(path.stem for path in FOLDER.glob("v3_*.npz"))
+FILES = sorted(path.stem for path in (FOLDER / "dpm_solver_v3").glob("v3_*.npz"))
 RUNS = {
     "v3_edm_degenerate_logsnr": 90,
     "v3_edm_ems_flags": 4,
@@ -44,18 +40,8 @@ def options_of(name: str, quadrature: str = "trapezoid") -> Options:
 
 
 @dataclass(frozen=True)
-class Golden:
-    """A file of recorded runs and its model, a mixture of isotropic Gaussians N(m_k, s_k^2 I)."""
-
-    arrays: dict[str, Any]
-
-    @classmethod
-    def load(cls, name: str) -> Golden:
-        with np.load(FOLDER / f"{name}.npz") as file:
-            return cls({key: file[key] for key in file.files})
-
-    def tensor(self, key: str) -> Tensor:
-        return torch.from_numpy(self.arrays[key])
+class Golden(Arrays):
+    """A file of recorded runs."""
 
     @property
     def runs(self) -> list[str]:
@@ -74,15 +60,6 @@ class Golden:
         steps = run.rsplit("_n", 1)[1]
         alpha = self.tensor(f"alpha_n{steps}").view(-1, 1, 1, 1, 1)
         return self.tensor(f"sigma_ve_n{steps}"), self.tensor(f"{run}__x_in") / alpha
-
-    def denoise(self, y: Tensor, ratio: float) -> Tensor:
-        variance = self.tensor("gmm_stds") ** 2
-        total = variance + ratio**2
-        means = self.tensor("gmm_means").flatten(1)
-        away = y.flatten(1)[:, None] - means
-        log_weights = self.tensor("gmm_weights").log() - away.square().sum(2) / (2 * total)
-        weights = (log_weights - away.shape[2] / 2 * total.log()).softmax(1)
-        return torch.einsum("bk,bkd->bd", weights, means + (variance / total)[:, None] * away).view_as(y)
 
 
 def states(golden: Golden, run: str, options: Options) -> Tensor:
@@ -104,19 +81,19 @@ def worst(ours: Tensor, expected: Tensor) -> float:
 
 
 def test_no_recorded_run_is_missing():
-    assert {name: len(Golden.load(name).runs) for name in FILES} == RUNS
+    assert {name: len(Golden.load(f"dpm_solver_v3/{name}").runs) for name in FILES} == RUNS
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_state_of_every_run_is_the_authors_one(name):
-    golden = Golden.load(name)
+    golden = Golden.load(f"dpm_solver_v3/{name}")
     errors = {run: worst(states(golden, run, options_of(run)), golden.schedule(run)[1]) for run in golden.runs}
     assert max(errors.values()) < TOLERANCE, max(errors, key=lambda run: errors[run])
 
 
 def test_the_exact_integrals_differ_by_the_trapezoids_error_only():
     """About h0^2 / 12 of the integrals on a grid of spacing h0, and more after the ODE; but not nothing."""
-    golden = Golden.load("v3_vp_ems_timeuniform")
+    golden = Golden.load("dpm_solver_v3/v3_vp_ems_timeuniform")
     run = "o2_c1_pp0_cp0_lof1_half0_n10"
     error = worst(states(golden, run, options_of(run, "exact")), golden.schedule(run)[1])
     assert 1e-7 < error < 1e-3
@@ -124,7 +101,7 @@ def test_the_exact_integrals_differ_by_the_trapezoids_error_only():
 
 def test_a_flow_model_takes_the_same_way():
     """x = (1 - t) y with t = sigma~ / (1 + sigma~)."""
-    golden = Golden.load("v3_edm_ems_logsnr")
+    golden = Golden.load("dpm_solver_v3/v3_edm_ems_logsnr")
     run = "o3_c1_pp0_cp1_lof1_half0_n8"
     ratios, expected = golden.schedule(run)
     sigmas = FLOW.sigma(ratios)

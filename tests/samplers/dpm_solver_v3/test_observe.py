@@ -176,7 +176,7 @@ def test_a_total_is_the_sum_over_what_is_pooled(kind):
     total = pooling.total(z)
     assert total.shape == torch.Size(pooling.features)
     assert total.sum().item() == pytest.approx(z.sum().item())
-    assert pooling.numbers().sum().item() == math.prod(ITEM)
+    assert pooling.numbers.sum().item() == math.prod(ITEM)
     torch.testing.assert_close(pooling.inverse(pooling.forward(z)), z)
 
 

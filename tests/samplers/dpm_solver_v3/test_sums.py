@@ -3,54 +3,38 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from fewstep.samplers.dpm_solver_v3.observe import Measurement
 from fewstep.samplers.dpm_solver_v3.pooling import Pooling
 from fewstep.samplers.dpm_solver_v3.sums import Sums, continued, interpolate, moving_average, smooth_line
 from fewstep.samplers.noise_law import VARIANCE_EXPLODING
-from torch import Tensor
-
-GOLDEN = Path(os.environ["FEWSTEP_ROOT"], "tests", "goldens", "dpm_solver_v3", "ems_estimator_edm_small.npz")
+from support.goldens import Arrays
 
 ALL = slice(None)
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
-    with np.load(GOLDEN) as file:
-        return {name: torch.from_numpy(np.asarray(file[name])) for name in file}
+def golden() -> Arrays:
+    return Arrays.load("dpm_solver_v3/ems_estimator_edm_small")
 
 
-def denoise(golden: dict[str, Tensor], y: Tensor, sigma: Tensor) -> Tensor:
-    """The golden's mixture: D = sum r_k (s_k^2 y + sigma^2 mu_k) / (s_k^2 + sigma^2)."""
-    means, variance = golden["gmm_means"], golden["gmm_stds"] ** 2
-    total = variance + sigma**2
-    squares = (y[:, None] - means).square().flatten(2).sum(2)
-    log_weights = golden["gmm_weights"].log() - squares / (2 * total) - 0.5 * means[0].numel() * total.log()
-    posterior = (variance / total).view(-1, 1, 1, 1) * y[:, None] + (sigma**2 / total).view(-1, 1, 1, 1) * means
-    return torch.einsum("bk,bkchw->bchw", log_weights.softmax(1), posterior)
-
-
-def measured(golden: dict[str, Tensor], images: slice = ALL) -> Sums:
+def measured(golden: Arrays, images: slice = ALL) -> Sums:
     """Exact derivatives at the golden's own draws, in float64."""
-    lam, x0 = golden["lambda_grid"], golden["x0"][images]
+    lam, x0 = golden.tensor("lambda_grid"), golden.tensor("x0")[images]
     pooling = Pooling("pixel", (2, 2, 2))
     sums = Sums.empty(lam, pooling.features)
     measurement = Measurement(VARIANCE_EXPLODING, pooling, sums, signs=lambda level, shape: torch.ones(shape))
     for level, sigma in enumerate(torch.exp(-lam)):
-        z1, v, z2 = (golden[name][level][images] for name in ("z1", "v", "z2"))
-        response = torch.func.jvp(lambda y, sigma=sigma: denoise(golden, y, sigma), (x0 + sigma * z1,), (v,))[1]
-        sums.probe_count[level] += len(x0) * pooling.numbers()
+        z1, v, z2 = (golden.tensor(name)[level][images] for name in ("z1", "v", "z2"))
+        response = torch.func.jvp(lambda y, sigma=sigma: golden.denoise(y, sigma), (x0 + sigma * z1,), (v,))[1]
+        sums.probe_count[level] += len(x0) * pooling.numbers
         sums.probe[level] += pooling.total(v * response)
         y = x0 + sigma * z2
-        d = denoise(golden, y, sigma)
+        d = golden.denoise(y, sigma)
         slope = torch.func.jvp(
-            lambda y, lam: denoise(golden, y, torch.exp(-lam)), (y, lam[level]), (d - y, torch.ones_like(lam[level]))
+            lambda y, lam: golden.denoise(y, torch.exp(-lam)), (y, lam[level]), (d - y, torch.ones_like(lam[level]))
         )[1]
         measurement.add(level, [y - d, d, slope])
     return sums
@@ -58,18 +42,18 @@ def measured(golden: dict[str, Tensor], images: slice = ALL) -> Sums:
 
 def test_the_estimator_golden(golden):
     """l, s and b to 1e-8, with the authors' script's window of five levels for l' and no ridge."""
-    step = (golden["lambda_grid"][1] - golden["lambda_grid"][0]).item()
+    step = (golden.tensor("lambda_grid")[1] - golden.tensor("lambda_grid")[0]).item()
     found = measured(golden).statistics(window=0, slope_window=5.5 * step, ridge=0)
     for name in ("l", "s", "b"):
-        torch.testing.assert_close(getattr(found, name), golden[name], rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(getattr(found, name), golden.tensor(name), rtol=1e-8, atol=1e-8)
 
 
 def test_the_slope_of_the_golden(golden):
-    lam = golden["lambda_grid"]
-    raw = torch.gradient(golden["l"], spacing=(lam,), dim=0)[0]
-    torch.testing.assert_close(raw, golden["l_d_raw"], rtol=1e-10, atol=1e-10)
+    lam = golden.tensor("lambda_grid")
+    raw = torch.gradient(golden.tensor("l"), spacing=(lam,), dim=0)[0]
+    torch.testing.assert_close(raw, golden.tensor("l_d_raw"), rtol=1e-10, atol=1e-10)
     smooth = moving_average(lam, raw, 5.5 * (lam[1] - lam[0]).item())
-    torch.testing.assert_close(smooth, golden["l_d"], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(smooth, golden.tensor("l_d"), rtol=1e-10, atol=1e-10)
 
 
 def test_two_halves_make_the_whole_and_can_be_taken_apart(golden):
