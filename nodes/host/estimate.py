@@ -179,7 +179,8 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
     sigmas = level_sigmas(sampling, law, request.levels)
     before = int(known.facts["batches"]) if known else 0
     wanted = [number for number in range(before, request.batches) if number not in parts]
-    per_batch, for_check = calls_of(request, sigmas, request.batches - before)
+    batches = max(request.batches, before + len(parts))  # an interrupted run may have measured more than is asked now
+    per_batch, for_check = calls_of(request, sigmas, batches - before)
     counter = Counter(len(wanted) * per_batch + for_check, node_id, "Measuring")
     guider = guider_for(request.model, request.positive, request.negative, request.cfg)
     derivative = derivative_named(request.derivative)
@@ -189,8 +190,8 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
         Sums.__add__, [part.sums for part in parts.values()] + ([known.sums] if known and known.sums else [])
     )
     facts = request.facts | {
-        "batches": request.batches,
-        "images": request.batches * request.batch,
+        "batches": batches,
+        "images": batches * request.batch,
         "derivative": parts[max(parts)].derivative,
     }
     if not request.from_references:

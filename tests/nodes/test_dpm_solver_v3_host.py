@@ -154,6 +154,23 @@ def test_a_cancelled_measurement_goes_on_where_it_was():
     torch.testing.assert_close(measured.statistics.l, whole.statistics.l)
 
 
+def test_what_an_interrupted_run_measured_beyond_the_wish_is_counted():
+    """Six images are measured and their check cancelled; then four are asked for: six are in the sums, and it says so."""
+    import comfy.model_management
+    from support.host_mixture import fail
+
+    patcher = model("eps")
+    parts: dict[int, Part] = {}
+    fail(patcher, at=3 * 24 + 5, error=comfy.model_management.InterruptProcessingException())
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        estimate(patcher, parts=parts, images=6)
+    assert sorted(parts) == [0, 1, 2]
+    measured = estimate(model("eps"), parts=parts, images=4)
+    assert measured.facts["batches"] == 3 and measured.facts["images"] == 6
+    numbers = measured.sums.count[0].item()
+    assert numbers == 6 * 4 * 16 * 16
+
+
 def test_more_images_later_measure_only_the_new_ones(tmp_path):
     few = estimate(model("eps"), images=4)
     few.calibration().save(tmp_path / "few.safetensors")
