@@ -271,4 +271,4 @@ def test_every_recorded_run_is_replayed_here():
     text = Path(__file__).read_text(encoding="utf-8")
     names = [path.stem for path in (FOLDER / "restart").glob("*.npz")]
     assert len(names) == 12
-    assert all(f'"{name.removeprefix("sd_ddim30_")}"' in text for name in names)
+    assert [name for name in names if f'{name.removeprefix("sd_ddim30_")}"' not in text] == []
