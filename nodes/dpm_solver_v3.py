@@ -13,7 +13,7 @@ from ..samplers.dpm_solver_v3.plan import CORRECTORS, LAST_STEPS
 from ..samplers.dpm_solver_v3.pooling import POOLINGS
 from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
 from .host.estimate import DERIVATIVES, Part, Request, estimate, latent_for, published_range
-from .host.files import find, key_of, measured_as, path_for, statistics_names
+from .host.files import find, key_of, path_for, statistics_names
 from .host.progress import show_text
 
 StatisticsType = io.Custom("FEWSTEP_STATISTICS")
@@ -199,8 +199,8 @@ class FewStepEstimateStatistics(io.ComfyNode):
         latent = latent_for(model, latent_image)
         request = Request(model, positive, negative, cfg, latent, seed, images, levels, pooling, derivative)
         facts = request.facts
-        path = path_for(save_as, facts)
-        known = measured_as(path, facts) if path.exists() else None
+        path = path_for(save_as, f"{facts['prediction'].lower()}-cfg{cfg:g}-{key_of(facts)}", facts, load_measured)
+        known = load_measured(path) if path.exists() else None
         if known is None or known.facts["batches"] < request.batches:
             parts = interrupted.setdefault(key_of(facts), {})
             while len(interrupted) > KEPT:

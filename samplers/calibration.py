@@ -1,7 +1,7 @@
 """What was measured on a model, as a file: tensors by name, and facts in JSON, in the safetensors format.
 
 The facts say on what and how it was measured, so that a calibration on the wrong model can be told. Nothing is ever
-unpickled. Kinds: "statistics" (DPM-Solver-v3).
+unpickled. Kinds: "statistics" (DPM-Solver-v3), "schedule" (Optimal Stepsize).
 """
 
 from __future__ import annotations
@@ -62,3 +62,12 @@ class Calibration:
         if head.get("kind") != kind:
             raise ValueError(f"{path.name} holds {head.get('kind')!r}, not {kind!r}. Choose another file.")
         return cls(kind, tensors, head["facts"])
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of a calibration, from its head alone; None for any other file."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(KEY, "{}")).get("kind")
+    except (OSError, ValueError, AttributeError, safetensors.SafetensorError):
+        return None

@@ -19,6 +19,7 @@ from .sampler import denoiser, model_sampling_of, reporter
 
 PREDICTIONS = {"data": Statistics.data_prediction, "noise": Statistics.noise_prediction}
 USES = ("when_checked", "always", "never")
+REMEDY = "Measure statistics on this model."
 NEAR_THE_END = 1.1  # times the model's smallest sigma: its own answer there is where every schedule converges to
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def table_for(
         return None, order, [f"{calls} calls with {without}: no statistics are connected."]
     if choice.use == "never":
         return None, order, [f"{calls} calls with {without}, as chosen."]
-    remarks = [f"The statistics were measured {text}." for text in differences(choice.measured.facts, here)]
+    remarks = [f"The statistics were measured {text}." for text in differences(choice.measured.facts, here, REMEDY)]
     best = 2 if choice.use == "always" else choice.measured.best_order(calls)
     if best is None:
         said = f"{calls} calls with {without}: in their check the statistics did not help here."
@@ -87,7 +88,7 @@ def sample_dpm_solver_v3(
     for remark in remarks[1:]:
         log.warning("DPM-Solver-v3: %s", remark)
     solver = solver_for(table, replace(choice.options, order=order), sampling, nodes, choice.prediction)
-    denoise = denoiser(model, x, extra_args or {})
+    denoise = denoiser(model, extra_args or {})
     return solver(denoise, x, nodes, on_step=reporter(callback, nodes, disable))
 
 

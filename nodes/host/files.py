@@ -6,16 +6,24 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import folder_paths
 
-from ...samplers.dpm_solver_v3.measured import Measured, load_measured
+from ...samplers.calibration import kind_of
 
 FOLDER = "fewstep"
-RESULTS = ("check", "batches", "images", "derivative")  # facts that are no part of what was asked for
+RESULTS = ("check", "batches", "images", "derivative", "compared", "chosen", "errors")  # no part of what was asked for
 log = logging.getLogger(__name__)
+
+
+class HasFacts(Protocol):
+    """What a file holds."""
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
 
 
 def folder() -> Path:
@@ -25,21 +33,29 @@ def folder() -> Path:
 
 
 def key_of(facts: dict[str, Any]) -> str:
-    """Six hexadecimal digits of what was measured on what."""
+    """Six hexadecimal digits of what was asked for, on what."""
     asked = {name: value for name, value in facts.items() if name not in RESULTS}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
 
 
+def names_of(kind: str) -> list[str]:
+    """The files of a kind of calibration, by their paths below the folder."""
+    folder()
+    found = set()
+    for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
+        paths = (path for path in root.rglob("*.safetensors") if not path.name.startswith("."))
+        found |= {str(path.relative_to(root)) for path in paths if kind_of(path) == kind}
+    return sorted(found)
+
+
 def statistics_names() -> list[str]:
     """What FewStepLoadStatistics offers: our files, and folders with the authors' l.npz and sb.npz."""
-    folder()
-    found = []
+    found = set(names_of("statistics"))
     for root in map(Path, folder_paths.get_folder_paths(FOLDER)):
-        found += [str(path.relative_to(root)) for path in root.rglob("*.safetensors") if not path.name.startswith(".")]
-        found += [
+        found |= {
             str(path.parent.relative_to(root)) for path in root.rglob("l.npz") if (path.parent / "sb.npz").exists()
-        ]
-    return sorted(set(found))
+        }
+    return sorted(found)
 
 
 def find(name: str) -> Path:
@@ -49,34 +65,30 @@ def find(name: str) -> Path:
         path = (root / name).resolve()
         if path.is_relative_to(root.resolve()) and path.exists():
             return path
-    raise ValueError(f"There is no {name!r} in {folder()}. Measure with Estimate Statistics, or copy the file there.")
+    raise ValueError(f"There is no {name!r} in {folder()}. Make it with the node that saves it, or copy it there.")
 
 
-def path_for(name: str, facts: dict[str, Any]) -> Path:
-    """Where a measurement is kept: the person's name, or one made of its facts.
+def path_for(name: str, default: str, facts: dict[str, Any], load: Callable[[Path], HasFacts]) -> Path:
+    """Where a result is kept: the person's name, or the default one.
 
-    A file of that name which holds another measurement, or cannot be read, is left alone: the name is numbered.
+    A file of that name which holds another result, or cannot be read by `load`, is left alone: the name is numbered.
     Raises ValueError for a name that leads out of the folder.
     """
-    stem = (
-        name.strip().removesuffix(".safetensors")
-        or f"{facts['prediction'].lower()}-cfg{facts['cfg']:g}-{key_of(facts)}"
-    )
+    stem = name.strip().removesuffix(".safetensors") or default
     path = folder() / f"{stem}.safetensors"
     if not path.resolve().is_relative_to(folder().resolve()):
         raise ValueError(f"The name {name!r} leads out of {folder()}. Give a name without .. and without a drive.")
     for number in range(2, 1000):
-        if not path.exists() or measured_as(path, facts):
+        if not path.exists() or is_of(path, facts, load):
             return path
         path = folder() / f"{stem}-{number}.safetensors"
     raise ValueError(f"There are a thousand files named {stem} in {folder()}. Give another name.")
 
 
-def measured_as(path: Path, facts: dict[str, Any]) -> Measured | None:
-    """The measurement in the file, if it is one of the same facts."""
+def is_of(path: Path, facts: dict[str, Any], load: Callable[[Path], HasFacts]) -> bool:
+    """Whether the file holds the result of what the facts ask for."""
     try:
-        measured = load_measured(path)
+        return key_of(load(path).facts) == key_of(facts)
     except ValueError as error:
         log.warning("%s It is left as it is.", error)
-        return None
-    return measured if key_of(measured.facts) == key_of(facts) else None
+        return False

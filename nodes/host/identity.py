@@ -29,12 +29,12 @@ def identify(model: ModelPatcher) -> dict[str, Any]:
     }
 
 
-def differences(facts: dict[str, Any], here: dict[str, Any]) -> list[str]:
+def differences(facts: dict[str, Any], here: dict[str, Any], remedy: str) -> list[str]:
     """What differs from the model `here`, in the person's words. Raises ValueError where the use would be nonsense."""
     if "channels" in facts and facts["channels"] != here["channels"]:
         raise ValueError(
-            f"These statistics were measured on {facts['latent_format']} latents of {facts['channels']} channels; this "
-            f"model has {here['latent_format']} latents of {here['channels']}. Measure them on this model."
+            f"This was made on {facts['latent_format']} latents of {facts['channels']} channels; this model has "
+            f"{here['latent_format']} latents of {here['channels']}. {remedy}"
         )
     sentences = {
         "model": "on another checkpoint",

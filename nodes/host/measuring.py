@@ -22,13 +22,19 @@ Result = TypeVar("Result")
 
 
 class Counter:
-    """Calls done, of those known beforehand: on the node in words, and as the host's progress bar."""
+    """Calls done, of those known beforehand: on the node in words, and as the host's progress bar.
 
-    def __init__(self, total: int, node_id: str | None, what: str):
-        self.total, self.node_id, self.what = total, node_id, what
+    A call on several latents at once counts as one a latent where `by_latent` says so.
+    """
+
+    def __init__(self, total: int, node_id: str | None, what: str, by_latent: bool = False):
+        self.total, self.node_id, self.what, self.by_latent = total, node_id, what, by_latent
         self.done, self.began = 0, time.monotonic()
         self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
-        show_text(node_id, f"{what}: {total} model calls")
+        show_text(node_id, f"{what}: {self.calls(total)}")
+
+    def calls(self, number: int) -> str:
+        return f"{number} model calls" + (" of one latent at most" if self.by_latent else "")
 
     def watch(self, denoise: Denoiser) -> Denoiser:
         """The same denoiser, counted, and stopped by the host's cancel."""
@@ -36,9 +42,10 @@ class Counter:
         def counted(x: Tensor, sigma: float) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
             denoised = denoise(x, sigma)
-            self.done += 1
+            self.done += len(x) if self.by_latent else 1
             self.bar.update_absolute(self.done)
-            show_text(self.node_id, f"{self.what}: {self.done} of {self.total} model calls, {self.time_left()} left")
+            text = f"{self.what}: {self.done} of {self.calls(self.total)}, {self.time_left()} left"
+            show_text(self.node_id, text)
             return denoised
 
         return counted
@@ -46,6 +53,10 @@ class Counter:
     def time_left(self) -> str:
         seconds = round((time.monotonic() - self.began) / self.done * (self.total - self.done))
         return f"{seconds // 60}:{seconds % 60:02}"
+
+    def finish(self) -> None:
+        """Where fewer calls were needed than might have been."""
+        self.bar.update_absolute(self.total)
 
 
 def inside_sampling(
@@ -60,7 +71,7 @@ def inside_sampling(
 
     @torch.no_grad()
     def sampler_function(model, x, sigmas, extra_args=None, callback=None, disable=None) -> Tensor:
-        results.append(work(denoiser(model, x, extra_args or {}), x))
+        results.append(work(denoiser(model, extra_args or {}), x))
         return x
 
     sampler = comfy.samplers.KSAMPLER(sampler_function)

@@ -16,10 +16,9 @@ from .noise import ItemNoise, derived_seed
 from .noise_law import noise_law
 
 
-def denoiser(model, x: Tensor, extra_args: dict[str, Any]) -> Denoiser:
-    """The host's model call, guidance and masks and all, as a function of x and a number."""
-    ones = x.new_ones(len(x), dtype=torch.float32)
-    return lambda x, sigma: model(x, sigma * ones, **extra_args)
+def denoiser(model, extra_args: dict[str, Any]) -> Denoiser:
+    """The host's model call, guidance and masks and all, as a function of x, of any batch, and a number."""
+    return lambda x, sigma: model(x, x.new_full((len(x),), sigma, dtype=torch.float32), **extra_args)
 
 
 def model_sampling_of(model):
@@ -100,7 +99,7 @@ def sample_restart(
     noise = ItemNoise(extra_args.get("seed") or 0, getattr(model, "noise", x), first)
     inner: Solver = HostSolver(sampler, model, extra_args) if sampler else heun
     return restart(
-        denoiser(model, x, extra_args),
+        denoiser(model, extra_args),
         x,
         nodes if sampler is None else sigmas.detach().cpu(),
         noise=noise,

@@ -159,18 +159,26 @@ class Course:
     def steps(self) -> Iterator[Step]:
         """All steps of the plan, in their order."""
         correction = None
-        for k, (sigma, sigma_next) in enumerate(pairwise(self.sigmas)):
-            x_in_r = self.x_in_r(k)
-            r_in_x = correction.weights[1] if correction else torch.zeros_like(x_in_r)
-            corrected = len(correction.weights) if correction else 0
-            predictor = self.predictor(k)
-            order = len(predictor.weights)
-            rows = [x_in_r, r_in_x, predictor.a, predictor.bias, *predictor.weights]
-            correction = self.correction(k, order)
-            if correction:
-                r_here, _, *r_before = correction.weights
-                rows += [correction.a, correction.bias, r_here, *r_before]
-            yield Step(sigma, sigma_next, order, corrected, torch.stack(rows))
+        for k in range(len(self.sigmas) - 1):
+            step, correction = self.step(k, correction, corrects=k + 2 < len(self.sigmas))
+            yield step
+
+    def step(self, k: int, due: Coefficients | None, corrects: bool) -> tuple[Step, Coefficients | None]:
+        """Step k, and the correction that it leaves due at the next node; `due` is the one that the step before left.
+
+        corrects: whether another call follows, with which to correct.
+        """
+        x_in_r = self.x_in_r(k)
+        r_in_x = due.weights[1] if due else torch.zeros_like(x_in_r)
+        predictor = self.predictor(k)
+        order = len(predictor.weights)
+        rows = [x_in_r, r_in_x, predictor.a, predictor.bias, *predictor.weights]
+        correction = self.correction(k, order) if corrects else None
+        if correction:
+            r_here, _, *r_before = correction.weights
+            rows += [correction.a, correction.bias, r_here, *r_before]
+        corrected = len(due.weights) if due else 0
+        return Step(self.sigmas[k], self.sigmas[k + 1], order, corrected, torch.stack(rows)), correction
 
     def ends_with_d(self, k: int) -> bool:
         """Whether step k is the one to no noise at all."""
@@ -195,9 +203,9 @@ class Course:
     def correction(self, k: int, order: int) -> Coefficients | None:
         """From node k, left with a predictor of `order`, to k + 1: on node k, k + 1 and those before k, or None.
 
-        There is none without another node than k, and at the end.
+        There is none without another node than k.
         """
-        if k + 2 == len(self.lams) or not self.options.corrects_at(self.lams[k + 1]):
+        if not self.options.corrects_at(self.lams[k + 1]):
             return None
         nodes = [self.lams[k], self.lams[k + 1], *self.lams[:k][::-1]][: order + self.options.pseudo_corrector]
         used = usable(self.statistics, nodes, self.lams[k + 1])

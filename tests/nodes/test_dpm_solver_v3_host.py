@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def test_a_cancelled_measurement_goes_on_where_it_was():
 
 
 def test_what_an_interrupted_run_measured_beyond_the_wish_is_counted():
-    """Six images are measured and their check cancelled; then four are asked for: six are in the sums, and it says so."""
+    """Six images are measured and their check cancelled; then four are asked for: six are in the sums."""
     import comfy.model_management
     from support.host_mixture import fail
 
@@ -251,10 +252,14 @@ def test_what_is_not_a_measurement_is_said(measured, tmp_path):
 
 def test_a_file_that_cannot_be_used_is_never_overwritten(measured, tmp_path, monkeypatch):
     import folder_paths
-    from fewstep.nodes.host.files import path_for
+    from fewstep.nodes.host import files
 
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
+
+    def path_for(name: str, facts: dict[str, Any]) -> Path:
+        return files.path_for(name, "made-of-facts", facts, load_measured)
+
     first = path_for("mine", measured.facts)
     assert first == tmp_path / "fewstep" / "mine.safetensors"
     first.parent.mkdir()
@@ -263,7 +268,7 @@ def test_a_file_that_cannot_be_used_is_never_overwritten(measured, tmp_path, mon
     measured.calibration().save(first)
     assert path_for("mine", measured.facts) == first
     assert path_for("mine", measured.facts | {"cfg": 9.0}).name == "mine-2.safetensors"
-    assert path_for("", measured.facts).name.startswith("eps-cfg1-")
+    assert path_for("", measured.facts).name == "made-of-facts.safetensors"
     with pytest.raises(ValueError, match="leads out of"):
         path_for("../../elsewhere", measured.facts)
 

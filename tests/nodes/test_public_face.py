@@ -58,6 +58,26 @@ CONTRACT = {
         ["FEWSTEP_STATISTICS"],
     ),
     "FewStepLoadStatistics": (["name"], ["model"], ["FEWSTEP_STATISTICS"]),
+    "FewStepSearchSchedule": (
+        [
+            "model",
+            "positive",
+            "negative",
+            "cfg",
+            "latent_image",
+            "seed",
+            "steps",
+            "solver",
+            "teacher_steps",
+            "trajectories",
+            "start",
+            "polish",
+            "denoise",
+        ],
+        ["statistics", "save_as"],
+        ["SIGMAS", "FEWSTEP_SCHEDULE"],
+    ),
+    "FewStepLoadSchedule": (["name", "model", "steps", "denoise"], [], ["SIGMAS"]),
 }
 
 

@@ -100,8 +100,9 @@ class Server:
         requests.post(self.url + "/interrupt", timeout=60).raise_for_status()
 
     def pictures(self, history: dict) -> list[bytes]:
-        """The PNG files that the workflow saved, in the order of its nodes."""
-        found = [i for output in history["outputs"].values() for i in output.get("images", [])]
+        """The PNG files that the workflow saved, in the order of its nodes; not what nodes only show."""
+        shown = [i for output in history["outputs"].values() for i in output.get("images", [])]
+        found = [image for image in shown if image["type"] == "output"]
         keys = ("filename", "subfolder", "type")
         return [self.get("/view", **{k: image[k] for k in keys}).content for image in found]
 

@@ -1,0 +1,139 @@
+"""`python3 run.py python benchmarks/optimal_steps.py`: searched schedules against all of the host's, by solver.
+
+For each problem, solver and number of calls a schedule is searched at the node's defaults on seeds of its own, on eight
+prompts. Then it and every schedule of the host run with the same sampler on seeds that no search has seen, and the
+error to the converged latent is printed: geometric mean, mean and median over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from dpm_solver_v3 import statistics_of
+from error_per_call import comfy, host_entry
+from problems import Problem, demo_problem, mixture_problem, run
+from torch import Tensor
+
+PROBLEMS: dict[str, Callable[[int], Problem]] = {
+    f"{kind}-{variant}-cfg{cfg:g}": partial(make, variant, cfg)
+    for kind, make in (("mixture", mixture_problem), ("demo", partial(demo_problem, steps=60)))
+    for variant in ("eps", "flow")
+    for cfg in (1.0, 5.0)
+}
+TRAJECTORIES = 8  # as the node's default; the prompts of a problem repeat after eight
+
+
+@dataclass(frozen=True)
+class Row:
+    """One schedule. Errors are squared distances of latents with variance about 1."""
+
+    problem: str
+    solver: str
+    calls: int
+    schedule: str
+    geometric: float
+    mean: float
+    median: float
+
+
+def errors(problem: Problem, sampler, sigmas: Tensor, calls: int) -> tuple[float, float, float]:
+    """Geometric mean, mean and median over the seeds."""
+    drawn, spent = run(problem, sampler, sigmas)
+    if spent > calls:
+        raise AssertionError(f"{spent} model calls instead of {calls}")
+    e = (drawn - problem.end).double().square().flatten(1).mean(1).nan_to_num(math.inf)
+    return e.clamp(1e-12, 1e6).log().mean().exp().item(), e.mean().item(), e.median().item()
+
+
+def first(conditioning: list, count: int) -> list:
+    """The conditioning of the first items; one that is for all stays as it is."""
+    return [
+        [c[:count], {name: v[:count] if torch.is_tensor(v) else v for name, v in extra.items()}]
+        for c, extra in conditioning
+    ]
+
+
+def sampler_of(solver: str, measured: Any):
+    """The host's sampler, or ours with statistics."""
+    from fewstep.nodes.host.dpm_solver_v3 import Choice, dpm_solver_v3_sampler
+    from fewstep.samplers.dpm_solver_v3 import Options
+
+    if solver != "dpm_solver_v3":
+        return comfy.samplers.sampler_object(solver)
+    return dpm_solver_v3_sampler(Choice(Options(), measured, "data", "when_checked", None))
+
+
+def measure(problem: Problem, solvers: list[str], budgets: list[int]) -> Iterator[Row]:
+    """All rows of a problem. What the searches of several numbers of steps share is done once."""
+    from fewstep.nodes.host.search import Kept, Request, search_schedule
+
+    measured = statistics_of(problem) if "dpm_solver_v3" in solvers else None
+    conditioning = (first(problem.positive, 2 * TRAJECTORIES), first(problem.negative, 2 * TRAJECTORIES))
+    latent = torch.zeros_like(problem.noise[:1])
+    shared: dict[str, Any] = {}
+    for solver in solvers:
+        sampler = sampler_of(solver, measured)
+        shared.pop("search", None)
+        for calls in budgets:
+            for name in comfy.samplers.SCHEDULER_NAMES:
+                sigmas = host_entry("euler", name).make(problem, calls)[1]
+                if len(sigmas) - 1 <= calls:
+                    yield Row(problem.name, solver, calls, name, *errors(problem, sampler, sigmas, calls))
+            request = Request(
+                problem.model, *conditioning, problem.cfg, latent, 99, calls, solver,
+                trajectories=TRAJECTORIES, statistics=measured if solver == "dpm_solver_v3" else None,
+            )  # fmt: skip
+            began, kept = time.monotonic(), Kept(dict(shared))
+            found = search_schedule(request, kept, None)
+            shared = {name: kept.results[name] for name in ("teacher", "search")}
+            sigmas = torch.tensor(found.sigmas[calls])
+            print(f"{problem.name}, {time.monotonic() - began:.0f} s: {found.describe()}", flush=True)
+            yield Row(problem.name, solver, calls, "searched", *errors(problem, sampler, sigmas, calls))
+
+
+def table(rows: list[Row]) -> str:
+    """For each problem, solver and number of calls the host's best schedule, the searched one, and their ratio."""
+    lines = [
+        "| problem, solver | calls | searched / host's best (geometric mean) | share | mean share | median share |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for problem, solver, calls in dict.fromkeys((row.problem, row.solver, row.calls) for row in rows):
+        here = [row for row in rows if (row.problem, row.solver, row.calls) == (problem, solver, calls)]
+        ours = next(row for row in here if row.schedule == "searched")
+        best = min((row for row in here if row is not ours), key=lambda row: row.geometric)
+        shares = (getattr(ours, name) / getattr(best, name) for name in ("geometric", "mean", "median"))
+        lines.append(
+            f"| {problem}, {solver} | {calls} | {ours.geometric:.1e} / {best.geometric:.1e} {best.schedule} | "
+            + " | ".join(f"{share:.0%}" for share in shares)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--solvers", nargs="+", default=["euler", "dpmpp_2m", "dpm_solver_v3"])
+    parser.add_argument("--calls", nargs="+", type=int, default=[4, 5, 6, 8, 10])
+    parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("optimal_steps.json"))
+    args = parser.parse_args()
+    rows: list[Row] = []
+    for name in args.problems:
+        for row in measure(PROBLEMS[name](args.seeds), args.solvers, args.calls):
+            rows.append(row)
+            args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+        print(table([row for row in rows if row.problem == rows[-1].problem]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

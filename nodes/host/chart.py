@@ -1,0 +1,60 @@
+"""The picture of a search: where the steps went, and what that is worth."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...schedulers.optimal_steps.schedules import Schedules
+
+SHOWN = 8
+BLUE, GREY, DARK = "#4c9be8", "#8a8a8a", "#202020"
+
+
+def chart(schedules: Schedules) -> tuple[Tensor | None, str]:
+    """An IMAGE (1, H, W, 3), and nothing to say; without matplotlib none, and a sentence."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None, "\n(For a chart here, install matplotlib.)"
+    figure = Figure(figsize=(7, 3.6), dpi=110, facecolor=DARK, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    draw_sigmas(left, schedules)
+    draw_errors(right, schedules)
+    for axes in (left, right):
+        axes.set_facecolor(DARK)
+        axes.tick_params(colors="white", which="both", labelsize=8)
+        axes.spines[:].set_color(GREY)
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_color("white")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    pixels = np.asarray(Image.open(drawn).convert("RGB"), dtype=np.float32) / 255
+    return torch.from_numpy(pixels)[None], ""
+
+
+def draw_sigmas(axes, schedules: Schedules) -> None:
+    """The nodes over the steps, an end at 0 left out of the logarithmic axis."""
+    sigmas = schedules.sigmas[schedules.facts["steps"]]
+    above = [sigma for sigma in sigmas if sigma > 0]
+    axes.plot(range(len(above)), above, "o-", color=BLUE)
+    axes.set_yscale("log")
+    axes.set_xlabel("step" + ("" if sigmas[-1] else ", then 0"), fontsize=8)
+    axes.set_title("sigma", fontsize=10)
+
+
+def draw_errors(axes, schedules: Schedules) -> None:
+    """Bars of the best that were compared, the chosen one coloured."""
+    best = schedules.best(SHOWN)[::-1]
+    names = [name for name, _ in best]
+    colors = [BLUE if name == schedules.facts["chosen"] else GREY for name in names]
+    axes.barh(names, [errors[0] for _, errors in best], color=colors)
+    axes.ticklabel_format(axis="x", scilimits=(-2, 3))
+    axes.xaxis.offsetText.set_color("white")
+    facts = schedules.facts
+    axes.set_title(f"error, {facts['steps']} calls of {facts['solver']}", fontsize=10)
+    axes.set_xlabel("on seeds that the search did not see", fontsize=8)

@@ -1,0 +1,406 @@
+"""A schedule searched on a MODEL with prompt and guidance, for a solver; and compared on seeds it does not know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+import comfy.model_management
+import comfy.samplers
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...samplers.contract import Denoiser
+from ...samplers.dpm_solver_v3 import Options
+from ...samplers.dpm_solver_v3.measured import Measured
+from ...samplers.noise_law import NoiseLaw
+from ...schedulers.optimal_steps import (
+    V3,
+    Euler,
+    Found,
+    Multistep2M,
+    Objective,
+    Replay,
+    Student,
+    Task,
+    Teacher,
+    follow,
+    most_calls,
+    polish,
+    search,
+)
+from ...schedulers.optimal_steps.schedules import Schedules
+from .dpm_solver_v3 import NEAR_THE_END, Choice, solver_for, table_for
+from .identity import conditioning_digest, identify
+from .measuring import Counter, guider_for, inside_sampling
+from .noise import derived_seed
+from .noise_law import noise_law
+from .schedules import rivals, shift_of, sigma_at
+
+SOLVERS = ("euler", "dpmpp_2m", "dpm_solver_v3")
+STARTS = ("auto", "sigma_max")
+BUDGETS = 10  # all numbers of steps up to this, or up to the one asked for
+# Of a layer, nodes that are gone on from, and paths at each. What DPM-Solver-v3 predicts is mended by the next call, so
+# the path that is nearest at a node before that call is often not the best there.
+BREADTH = {"euler": (15, 1), "dpmpp_2m": (15, 1), "dpm_solver_v3": (5, 3)}
+HIGHEST, LOWEST = 150.0, 0.003  # of noise-to-signal, of the teacher's nodes
+ENDS = (0.03, 0.02, 0.01, 0.005)  # of noise-to-signal, where a schedule may end besides 0
+PLACES = 4  # where polished nodes may stand, for each step of the teacher
+DIVERGED = 1e3  # mean square of a latent, whose variance is about 1
+FINALISTS = 6  # of the host's schedules: those that run on all latents
+GEOMETRIC = Objective()
+Result = TypeVar("Result")
+Tried = dict[str, tuple[tuple[float, ...], Tensor]]  # by name: sigmas, and the error of every latent
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a person asked for. latent: all zeros, or the pictures to start from at a denoise below 1."""
+
+    model: ModelPatcher
+    positive: list
+    negative: list
+    cfg: float
+    latent: Tensor
+    seed: int
+    steps: int
+    solver: str
+    teacher_steps: int = 100
+    trajectories: int = 8
+    start: str = "auto"
+    polish: int = 4
+    denoise: float = 1.0
+    statistics: Measured | None = None
+
+    @cached_property
+    def sampling(self):
+        return self.model.get_model_object("model_sampling")
+
+    @cached_property
+    def law(self) -> NoiseLaw:
+        return noise_law(self.sampling)
+
+    @property
+    def budgets(self) -> int:
+        return max(self.steps, BUDGETS)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What is kept with the result; a search of equal facts is the same search."""
+        latent = conditioning_digest([self.latent]) if self.latent.count_nonzero() else "empty"
+        return identify(self.model) | {
+            "cfg": self.cfg,
+            "prompt": conditioning_digest(self.positive, self.negative),
+            "latent": [*self.latent.shape[1:], latent],
+            "seed": self.seed,
+            "steps": self.steps,
+            "solver": self.solver,
+            "statistics": conditioning_digest([vars(self.statistics.statistics)]) if self.statistics else "none",
+            "teacher_steps": self.teacher_steps,
+            "trajectories": self.trajectories,
+            "start": self.start,
+            "polish": self.polish,
+            "denoise": self.denoise,
+            "shift_factor": shift_of(self.sampling, self.law),
+            "is_flow": self.law.is_flow,
+        }
+
+
+def check_request(request: Request) -> None:
+    """Raises ValueError for what cannot be searched."""
+    if not 0 < request.denoise <= 1:
+        raise ValueError(f"denoise is {request.denoise:g}; it must be above 0 and at most 1.")
+    if request.denoise < 1 and not request.latent.count_nonzero():
+        raise ValueError(
+            f"denoise is {request.denoise:g}, which starts from pictures, but the latent is empty. Connect encoded "
+            "pictures of the kind you will work on, or set denoise to 1."
+        )
+    if request.teacher_steps < 2 * request.budgets:
+        raise ValueError(
+            f"teacher_steps is {request.teacher_steps}; for {request.steps} steps it must be {2 * request.budgets} or "
+            "more, because the schedule is made of every second of its nodes. Raise teacher_steps."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The plan: nodes, and what it costs
+
+
+def teacher_sigmas(request: Request) -> list[float]:
+    """The teacher's nodes, where the model stands itself: half spread evenly in lambda, half in the model's time."""
+    sampling, law = request.sampling, request.law
+    top = sigma_at(sampling, request.denoise)
+    highest = min(law.ratio(top), HIGHEST) if top < 1 or not law.is_flow else HIGHEST
+    lowest = max(law.ratio(float(sampling.sigma_min)), LOWEST)
+    dense = torch.logspace(math.log10(highest), math.log10(lowest), 4096, dtype=torch.float64)
+    time = sampling.timestep(law.sigma(dense).float()).double().cpu().numpy()
+    share = np.linspace(0, 1, len(dense)) / 2 + (time[0] - time) / (time[0] - time[-1]) / 2
+    chosen = np.interp(np.linspace(0, 1, request.teacher_steps), share, np.log(dense.numpy()))
+    sigmas = law.sigma(torch.from_numpy(np.exp(chosen)))
+    if not law.is_flow:  # a model of discrete time steps answers for the nearest of them
+        sigmas = sampling.sigma(sampling.timestep(sigmas.float())).double().cpu()
+    inner = torch.unique(sigmas).flip(0)
+    inner = inner[inner < top * (1 - 1e-6)]
+    if highest <= lowest or len(inner) < 2 * request.budgets:
+        raise ValueError(
+            f"denoise is {request.denoise:g}, below which the model knows too few levels of noise for a schedule of "
+            f"{request.budgets} steps. Raise denoise."
+        )
+    return [top, *inner.tolist()]
+
+
+def places_of(request: Request, sigmas: Sequence[float]) -> list[float]:
+    """Where polished nodes may stand: the teacher's nodes, and further ones between them; the ends too."""
+    law = request.law
+    lam = law.lam(torch.tensor([min(s, 1 - 1e-6) if law.is_flow else s for s in sigmas], dtype=torch.float64))
+    fine = np.interp(np.linspace(0, 1, PLACES * len(sigmas)), np.linspace(0, 1, len(sigmas)), lam.numpy())
+    between = law.sigma(torch.exp(-torch.from_numpy(fine))).tolist()
+    return sorted({*between, *sigmas, *ends_of(request)}, reverse=True)
+
+
+def ends_of(request: Request) -> list[float]:
+    return [*(request.law.sigma(ratio) for ratio in ENDS), 0.0]
+
+
+def batch_of(request: Request) -> int:
+    """How many latents the model can take at a time, by the host's own estimate of its memory."""
+    model, device = request.model, request.model.load_device
+    if comfy.model_management.is_device_cpu(device):
+        return 2 * request.trajectories
+    to_load = max(model.model_size() - model.loaded_size(), 0)
+    free = comfy.model_management.get_free_memory(device) - to_load
+    needs = model.model.memory_required([2, *request.latent.shape[1:]])
+    return max(1, min(2 * request.trajectories, int(free * 0.8 / needs)))
+
+
+def calls_of(request: Request, sigmas: Sequence[float], schedules: dict[str, tuple[float, ...]]) -> int:
+    """Guided calls of one latent, at most."""
+    few, count, nodes = qualifying(request), request.trajectories, len(sigmas[::2])
+    teacher = 2 * count * len(sigmas)
+    rivals = few * sum(len(schedule) - 1 for schedule in schedules.values()) + 2 * count * FINALISTS * request.steps
+    width, contenders = BREADTH[request.solver]
+    first = min(width, nodes) if starts_freely(request) else 1
+    searched = count * (first + contenders * sum(min(width, nodes - k) for k in range(1, request.budgets)))
+    polished = count * most_calls(request.steps, request.polish, starts_freely(request))
+    checked = count * (sum(range(1, request.budgets + 1)) + 2 * request.steps)
+    return teacher + rivals + searched + polished + checked
+
+
+def qualifying(request: Request) -> int:
+    """On how many latents all of the host's schedules are tried, before the best of them run on all."""
+    return max(request.trajectories // 2, 2)
+
+
+def starts_freely(request: Request) -> bool:
+    """Whether a schedule may begin below the highest sigma: there the noise is put on with less strength."""
+    return request.start == "auto" and request.denoise >= 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The search
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Everything that the phases share. noise and latent: of all trajectories, those for the search first."""
+
+    request: Request
+    denoise: Denoiser
+    student: Student
+    noise: Tensor
+    latent: Tensor
+
+    def start(self, sigma: float, part: slice) -> Tensor:
+        """The latents as the host begins to sample them at a sigma."""
+        sampling = self.request.sampling
+        most = math.isclose(sigma, float(sampling.sigma_max), rel_tol=1e-5) or sigma > float(sampling.sigma_max)
+        # The host's noise_scaling may work in place.
+        return sampling.noise_scaling(
+            torch.tensor([sigma]).to(self.noise), self.noise[part].clone(), self.latent[part].clone(), most
+        )
+
+    def task(self, teacher: Teacher, part: slice) -> Task:
+        """The search, or a comparison, on some of the trajectories."""
+        request = self.request
+        nodes = range(len(teacher.sigmas)) if starts_freely(request) else (0,)
+        lowest = float(request.sampling.sigma_min) if not request.law.is_flow else 0.0
+        return Task(
+            self.denoise,
+            self.student,
+            request.law,
+            replace(teacher, end=teacher.end[part]),
+            partial(self.start, part=part),
+            nodes,
+            ends_of(request),
+            lowest=lowest * (1 - 1e-4),
+        )
+
+
+@dataclass
+class Kept:
+    """What an interrupted search has finished, phase by phase."""
+
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, work: Callable[[], Result]) -> Result:
+        if name not in self.results:
+            self.results[name] = work()
+        return self.results[name]
+
+
+def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedules:
+    """Search, polish and compare. kept is filled phase by phase, so that what was finished survives a cancel.
+
+    Raises ValueError where the request, or the model's answers, make no sense.
+    """
+    check_request(request)
+    sigmas = teacher_sigmas(request)
+    start = None if request.denoise >= 1 else sigmas[0]
+    rival_schedules = rivals(request.sampling, request.law, request.steps, start)
+    batch = batch_of(request)
+    count, shape = 2 * request.trajectories, request.latent.shape[1:]
+    megabytes = len(sigmas) * request.trajectories * math.prod(shape) * 4 / 1e6
+    counter = Counter(
+        calls_of(request, sigmas, rival_schedules),
+        node_id,
+        f"Searching ({megabytes:.0f} MB of latents)",
+        by_latent=True,
+    )
+    noise = torch.stack([own_noise(request, number) for number in range(count)])
+    latent = request.model.model.process_latent_in(request.latent)[torch.arange(count) % len(request.latent)]
+
+    def work(denoise: Denoiser, x: Tensor) -> Schedules:
+        in_batches = split(counter.watch(denoise), batch)
+        bench = Bench(request, in_batches, student_of(request), noise.to(x), latent.to(x))
+        return phases(bench, kept, sigmas, rival_schedules)
+
+    guider = guider_for(request.model, request.positive, request.negative, request.cfg)
+    begin = torch.tensor(sigmas[:2], dtype=torch.float32)
+    found = inside_sampling(guider, noise[:batch], begin, work, request.seed)
+    counter.finish()
+    return found
+
+
+def own_noise(request: Request, number: int) -> Tensor:
+    """Of one trajectory: it does not depend on how many there are."""
+    generator = torch.Generator().manual_seed(derived_seed(request.seed, number))
+    return torch.randn(request.latent.shape[1:], generator=generator)
+
+
+def split(denoise: Denoiser, batch: int) -> Denoiser:
+    """The model asked about so many latents at a time."""
+
+    def in_parts(x: Tensor, sigma: float) -> Tensor:
+        return torch.cat([denoise(part, sigma) for part in x.split(batch)])
+
+    return in_parts
+
+
+def student_of(request: Request) -> Student:
+    """The sampler that the schedule is for, as it will be used."""
+    if request.solver != "dpm_solver_v3":
+        return Euler() if request.solver == "euler" else Multistep2M()
+    choice = Choice(Options(), request.statistics, "data", "when_checked", None)
+    item = request.latent.shape[1:]
+    here = identify(request.model) | {"cfg": request.cfg}
+    table, order, _ = table_for(choice, request.steps, here, tuple(item))
+    solver = solver_for(table, Options(order), request.sampling, torch.tensor([1.0, 0.0]).double())
+    ends_below = math.inf if table is None else NEAR_THE_END * float(request.sampling.sigma_min)
+    return V3(solver, item, ends_below)
+
+
+def phases(
+    bench: Bench, kept: Kept, sigmas: Sequence[float], rival_schedules: dict[str, tuple[float, ...]]
+) -> Schedules:
+    """Teacher, rivals, search, polish, and the comparison on the trajectories that were kept out of it."""
+    request, count = bench.request, bench.request.trajectories
+    seen, unseen = slice(0, count), slice(count, 2 * count)
+    teacher = kept.once("teacher", lambda: taught(bench, sigmas))
+    tried = kept.once("rivals", lambda: tried_rivals(bench, teacher, rival_schedules))
+    task = bench.task(teacher, seen)
+    width, contenders = BREADTH[request.solver]
+    found = kept.once("search", lambda: search(task, request.budgets, width=width, contenders=contenders))
+    begin = min([found[request.steps], *best_of(tried, seen)], key=lambda schedule: schedule.cost)
+    places = places_of(request, sigmas)
+    polished = kept.once(
+        "polish", lambda: polish(Replay(task), begin.sigmas, places, request.polish, start_moves=starts_freely(request))
+    )
+    check = Replay(bench.task(teacher, unseen))
+    return compared(request, check, found, polished, {name: (s, e[unseen]) for name, (s, e) in tried.items()})
+
+
+def taught(bench: Bench, sigmas: Sequence[float]) -> Teacher:
+    """The trajectories of all latents; their states only of those that are searched on.
+
+    Raises ValueError where the model's answers lead nowhere.
+    """
+    x, count = bench.start(sigmas[0], slice(None)), bench.request.trajectories
+    store = store_for(bench.request, len(sigmas) * count, x)
+    teacher = follow(bench.denoise, x, bench.request.law, sigmas, every=2, keep=lambda x: x[:count].to(store))
+    size = teacher.end.square().mean()
+    if not size < DIVERGED:
+        raise ValueError(
+            f"The teacher of {len(sigmas)} steps did not reach a picture at cfg {bench.request.cfg:g} (mean square of "
+            f"its latents {float(size):.3g}). Lower the cfg, check the model's shift, or raise teacher_steps."
+        )
+    return teacher
+
+
+def store_for(request: Request, latents: int, x: Tensor) -> torch.device:
+    """Where the teacher's states are kept: beside the model where they need little of what is free there."""
+    needs = latents * x[0].numel() * x.element_size()
+    fits = needs < comfy.model_management.get_free_memory(x.device) / 4
+    return x.device if fits else torch.device("cpu")
+
+
+def tried_rivals(bench: Bench, teacher: Teacher, schedules: dict[str, tuple[float, ...]]) -> Tried:
+    """The host's best schedules on all latents: those that did best on some of them."""
+    few = bench.task(teacher, slice(qualifying(bench.request)))
+    first = {name: best_of(with_ends(few, name, sigmas), slice(None)) for name, sigmas in schedules.items()}
+    finalists = sorted(first, key=lambda name: min(found.cost for found in first[name]))[:FINALISTS]
+    whole = bench.task(teacher, slice(None))
+    return {k: v for name in finalists for k, v in with_ends(whole, name, schedules[name]).items()}
+
+
+def with_ends(task: Task, name: str, sigmas: tuple[float, ...]) -> Tried:
+    """A schedule with its own end, and with each of the task's, which costs no further call."""
+    replay = Replay(task)
+    results = {name: (sigmas, replay.errors(sigmas))}
+    for end in task.ends:
+        if end not in (0.0, sigmas[-1]) and end < sigmas[-2]:
+            other = (*sigmas[:-1], end)
+            results[f"{name}, to {end:.3g}"] = (other, replay.errors(other))
+    return results
+
+
+def best_of(tried: Tried, part: slice) -> list[Found]:
+    return [Found(sigmas, float(GEOMETRIC.reduce(errors[part]))) for sigmas, errors in tried.values()]
+
+
+def compared(
+    request: Request,
+    check: Replay,
+    found: dict[int, Found],
+    polished: Found,
+    tried: Tried,
+) -> Schedules:
+    """All schedules of the asked number of steps on the latents of `check`; the best is the answer."""
+    entries = {"searched": found[request.steps].sigmas, "searched and polished": polished.sigmas}
+    errors = {name: three_means(check.errors(sigmas)) for name, sigmas in entries.items()}
+    errors |= {name: three_means(e) for name, (_, e) in tried.items()}
+    entries |= {name: sigmas for name, (sigmas, _) in tried.items()}
+    chosen = min(errors, key=lambda name: errors[name][0])
+    sigmas = {n: one.sigmas for n, one in found.items()} | {request.steps: entries[chosen]}
+    by_budget = {str(n): three_means(check.errors(schedule)) for n, schedule in sigmas.items()}
+    facts = request.facts | {"compared": errors, "chosen": chosen, "errors": by_budget}
+    return Schedules(sigmas, facts)
+
+
+def three_means(errors: Tensor) -> list[float]:
+    """Geometric mean, mean and median."""
+    return [float(Objective(reduction=name).reduce(errors)) for name in ("geometric", "mean", "median")]

@@ -1,0 +1,226 @@
+"""Optimal Stepsize (arXiv 2503.21774): schedules searched on the person's own model, sampler and prompt."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..samplers.choices import check_choice
+from ..schedulers.optimal_steps.schedules import load_schedules
+from .dpm_solver_v3 import StatisticsType
+from .host.chart import chart
+from .host.estimate import latent_for
+from .host.files import find, key_of, names_of, path_for
+from .host.loading import TABLES, loaded
+from .host.progress import show_text
+from .host.search import SOLVERS, STARTS, Kept, Request, search_schedule
+
+ScheduleType = io.Custom("FEWSTEP_SCHEDULE")
+KEPT = 2  # interrupted searches that are held in memory
+interrupted: OrderedDict[str, Kept] = OrderedDict()
+
+
+class FewStepSearchSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepSearchSchedule",
+            display_name="Search Schedule (FewStep)",
+            category="FewStep/optimal-steps",
+            description="Searches the schedule with which your sampler, on your model, prompt and cfg, comes nearest "
+            "to the converged picture in so many steps. It is compared with all of ComfyUI's schedules on seeds that "
+            "the search did not see; the best of all is the result, and it is saved in models/fewstep.",
+            inputs=[
+                io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled."),
+                io.Conditioning.Input("positive", tooltip="A typical prompt."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt that goes with it."),
+                io.Float.Input(
+                    "cfg",
+                    default=5.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="The cfg you will sample with, 0 to 100. At another cfg another schedule is best.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="An empty latent of the size you will sample. For a denoise below 1: encoded pictures.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,  # a seed that changes by itself would search anew at every queue
+                    tooltip="Of the noise that is searched and compared on. Another seed is another search.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=8,
+                    min=1,
+                    max=100,
+                    tooltip="Steps, which are model calls, 1 to 100. All numbers up to 10 (or to yours) are found too.",
+                ),
+                io.Combo.Input(
+                    "solver",
+                    options=list(SOLVERS),
+                    default="dpmpp_2m",
+                    tooltip="The sampler that you will use with the sigmas. Each wants a schedule of its own.",
+                ),
+                io.Int.Input(
+                    "teacher_steps",
+                    default=100,
+                    min=20,
+                    max=1000,
+                    tooltip="Steps of the trajectories to follow, 20 to 1000. Half of them are nodes of the search.",
+                ),
+                io.Int.Input(
+                    "trajectories",
+                    default=8,
+                    min=2,
+                    max=256,
+                    tooltip="Latents to search on, 2 to 256; as many more are kept for the comparison. With few, what "
+                    "is found fits only them. Batched as far as memory allows.",
+                ),
+                io.Combo.Input(
+                    "start",
+                    options=list(STARTS),
+                    default="auto",
+                    tooltip="auto: the first sigma may be below the model's highest, which often saves a step. "
+                    "sigma_max: begin at the model's highest.",
+                ),
+                io.Int.Input(
+                    "polish",
+                    default=4,
+                    min=0,
+                    max=20,
+                    tooltip="Rounds of moving single sigmas to lower the final error, 0 to 20. Each costs calls.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the noise to begin with, 0.01 to 1, by the model's own time. Below 1 the search "
+                    "starts from the pictures of latent_image.",
+                ),
+                StatisticsType.Input(
+                    "statistics", optional=True, tooltip="For the solver dpm_solver_v3: those you will sample with."
+                ),
+                io.String.Input(
+                    "save_as",
+                    default="",
+                    optional=True,
+                    tooltip="Name of the file in models/fewstep. Empty: made of solver, steps, cfg and a digest.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas"), ScheduleType.Output(display_name="schedule")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        cfg,
+        latent_image,
+        seed,
+        steps,
+        solver,
+        teacher_steps,
+        trajectories,
+        start,
+        polish,
+        denoise,
+        statistics=None,
+        save_as="",
+    ) -> io.NodeOutput:
+        check_choice("solver", solver, SOLVERS)
+        check_choice("start", start, STARTS)
+        latent = latent_for(model, latent_image)
+        request = Request(
+            model, positive, negative, cfg, latent, seed, steps, solver, teacher_steps, trajectories, start, polish,
+            denoise, statistics if solver == "dpm_solver_v3" else None,
+        )  # fmt: skip
+        facts = request.facts
+        stem = f"schedule-{solver}-{steps}-cfg{cfg:g}-{key_of(facts)}"
+        path = path_for(save_as, stem, facts, load_schedules)
+        if path.exists():
+            schedules = load_schedules(path)
+        else:
+            kept = interrupted.setdefault(key_of(facts), Kept())
+            while len(interrupted) > KEPT:
+                interrupted.popitem(last=False)
+            schedules = search_schedule(request, kept, cls.hidden.unique_id)
+            schedules.calibration().save(path)
+            del interrupted[key_of(facts)]
+        text = f"models/fewstep/{path.name}\n{schedules.describe()}"
+        picture, remark = chart(schedules)
+        show_text(cls.hidden.unique_id, text + remark)
+        sigmas = torch.tensor(schedules.sigmas[steps], dtype=torch.float32)
+        shown = None if picture is None else ui.PreviewImage(picture, cls=cls)
+        return io.NodeOutput(sigmas, schedules, ui=shown)
+
+
+class FewStepLoadSchedule(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepLoadSchedule",
+            display_name="Load Schedule (FewStep)",
+            category="FewStep/optimal-steps",
+            description="Sigmas from a schedule that Search Schedule saved, or from a published one. Says for which "
+            "sampler, cfg and shift they were made, and where your model differs.",
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=[*TABLES, *names_of("schedule")],
+                    tooltip="A published table, or a file in models/fewstep.",
+                ),
+                io.Model.Input("model", tooltip="The model that will be sampled: its shift is read."),
+                io.Int.Input(
+                    "steps",
+                    default=8,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps, 1 to 1000. A number that was not searched is put between on a smooth curve.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the noise to begin with, 0.01 to 1, by the model's own time. The steps are "
+                    "spread over the rest.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str = "") -> bool | str:
+        try:
+            if name not in TABLES:
+                find(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, **linked) -> float:
+        """The file's time, so that a new file of the same name is read."""
+        return 0.0 if name in TABLES else find(name).stat().st_mtime
+
+    @classmethod
+    def execute(cls, name, model, steps, denoise) -> io.NodeOutput:
+        sigmas, remarks = loaded(name, model, steps, denoise)
+        show_text(cls.hidden.unique_id, "\n".join(remarks))
+        return io.NodeOutput(torch.tensor(sigmas, dtype=torch.float32))

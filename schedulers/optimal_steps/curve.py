@@ -1,0 +1,54 @@
+"""A schedule for other numbers of steps, other shifts and less noise: a smooth curve through its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...samplers.noise_law import NoiseLaw
+
+
+def unshifted(t: float, shift: float) -> float:
+    """The flow time u that the shift carries to t = shift u / (1 + (shift - 1) u)."""
+    return t / (shift - (shift - 1) * t)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """sigmas: falling, the end (0 or small) with them. shift: of the flow model that they are for; 1 for others.
+
+    Between nodes it is the monotone cubic of the unshifted flow time, of variance-exploding models too: t = sigma~ /
+    (1 + sigma~) reaches 0 where log sigma does not, so the end is a node like the others.
+    """
+
+    sigmas: Sequence[float]
+    law: NoiseLaw
+    shift: float = 1.0
+
+    def time(self, sigma: float) -> float:
+        flow_time = sigma if self.law.is_flow else sigma / (1 + sigma)
+        return unshifted(flow_time, self.shift)
+
+    def sigma(self, time: float, shift: float) -> float:
+        flow_time = unshifted(time, 1 / shift)
+        return flow_time if self.law.is_flow else flow_time / (1 - flow_time)
+
+    def resampled(self, steps: int, shift: float | None = None, start: float | None = None) -> tuple[float, ...]:
+        """Falling sigmas of so many steps: the schedule itself where it has as many.
+
+        shift: of the model they are for, if it is another. start: a sigma of that model to begin at; the steps then
+        cover the part of the curve below it. One above the schedule's first node replaces that.
+        """
+        from scipy.interpolate import PchipInterpolator  # a tenth of a second that no start of ComfyUI should cost
+
+        shift = self.shift if shift is None else shift
+        times = np.array([self.time(sigma) for sigma in self.sigmas])
+        number = np.arange(len(times))
+        begins = times[0] if start is None else Curve((), self.law, shift).time(start)
+        first = float(PchipInterpolator(times[::-1], number[::-1])(begins)) if begins < times[0] else 0.0
+        inner = PchipInterpolator(number, times)(np.linspace(first, number[-1], steps + 1)[1:-1])
+        inside = [self.sigma(float(time), shift) for time in inner]
+        here = self.sigma(float(begins), shift) if start is None else start
+        return (here, *inside, self.sigma(float(times[-1]), shift))

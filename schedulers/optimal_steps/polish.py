@@ -1,0 +1,86 @@
+"""Coordinate descent on the true final error: one node of a schedule at a time is moved between its neighbours."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from .search import Found, Task
+from .students import State
+
+KEPT = 64  # states of beginnings that are not run again
+
+
+class Replay:
+    """Runs schedules of a task from their first node, and remembers the states of their beginnings."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.kept: OrderedDict[tuple[float, ...], State] = OrderedDict()
+
+    def end(self, sigmas: Sequence[float]) -> Tensor:
+        """x at the last sigma."""
+        return self.task.student.reach(self.known(tuple(sigmas[:-1])), sigmas[-1])
+
+    def errors(self, sigmas: Sequence[float]) -> Tensor:
+        """The final errors of a schedule, (B,)."""
+        return self.task.end_errors(self.end(sigmas), sigmas[-1])
+
+    def cost(self, sigmas: Sequence[float]) -> float:
+        return float(self.task.objective.reduce(self.errors(sigmas)))
+
+    def known(self, beginning: tuple[float, ...]) -> State:
+        """The state at the last sigma of a beginning, with the model's answer."""
+        if beginning in self.kept:
+            self.kept.move_to_end(beginning)
+            return self.kept[beginning]
+        sigma = beginning[-1]
+        if len(beginning) > 1:
+            state = self.task.student.move(self.known(beginning[:-1]), sigma)
+        else:
+            state = State((sigma,), self.task.start(sigma))
+        state = self.task.student.know(state, self.task.denoise(state.x, sigma))
+        self.kept[beginning] = state
+        if len(self.kept) > KEPT:
+            self.kept.popitem(last=False)
+        return state
+
+
+def most_calls(steps: int, sweeps: int, start_moves: bool) -> int:
+    """An upper bound of the model calls of `polish`, the first run of the schedule included."""
+    first = 0 if start_moves else 1
+    return steps + 2 * sweeps * sum(steps - node for node in range(first, steps))
+
+
+def polish(
+    replay: Replay, sigmas: Sequence[float], places: Sequence[float], sweeps: int, *, start_moves: bool = False
+) -> Found:
+    """The schedule after so many sweeps over its nodes, each with half the stride of the one before.
+
+    places: falling sigmas where nodes may stand; the schedule's own need not be among them. Those below `task.lowest`
+    are for its end.
+    """
+    best = Found(tuple(sigmas), replay.cost(sigmas))
+    for sweep in range(sweeps):
+        stride = max(2 ** (sweeps - 1 - sweep), 1)
+        for node in range(0 if start_moves else 1, len(sigmas)):
+            for moved in trials(best.sigmas, node, places, stride):
+                if moved[-2] < replay.task.lowest:
+                    continue
+                cost = replay.cost(moved)
+                if cost < best.cost:
+                    best = Found(moved, cost)
+    return best
+
+
+def trials(sigmas: tuple[float, ...], node: int, places: Sequence[float], stride: int) -> Iterator[tuple[float, ...]]:
+    """The schedule with the node moved a stride up and down, where it stays between its neighbours."""
+    here = bisect_left([-place for place in places], -sigmas[node])
+    for there in (here - stride, here + stride):
+        if 0 <= there < len(places):
+            moved = (*sigmas[:node], places[there], *sigmas[node + 1 :])
+            if all(high > low for high, low in zip(moved[:-1], moved[1:], strict=True)):
+                yield moved
