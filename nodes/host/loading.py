@@ -67,6 +67,11 @@ def searched(schedules: Schedules, here: dict[str, Any], law: NoiseLaw, steps: i
     said = {name: value for name, value in facts.items() if name != "shift"}  # the shift has its own sentence
     number = schedules.nearest(steps)
     remarks = [f"Searched for {facts['solver']} at cfg {facts['cfg']:g}: use that sampler, and that cfg."]
+    if number != facts["steps"]:
+        remarks.append(
+            f"{number} steps were found on the way to {facts['steps']}: neither polished nor compared. For the best of "
+            f"{number} steps, search for them."
+        )
     remarks += [f"Searched {text}." for text in differences(said, here, "Search a schedule on this model.")]
     curve = Curve(schedules.sigmas[number], FLOW if law.is_flow else VARIANCE_EXPLODING, facts["shift_factor"])
     return curve, remarks

@@ -335,8 +335,8 @@ def test_a_searched_schedule_is_loaded(found, folder):
     sigmas, remarks = loaded("mine.safetensors", model("flow"), 4, 1.0)
     assert sigmas == pytest.approx(found.sigmas[4]) and len(remarks) == 1
     assert "dpmpp_2m at cfg 3" in remarks[0]
-    sigmas, _ = loaded("mine.safetensors", model("flow"), 6, 1.0)
-    assert sigmas == pytest.approx(found.sigmas[6])
+    sigmas, remarks = loaded("mine.safetensors", model("flow"), 6, 1.0)
+    assert sigmas == pytest.approx(found.sigmas[6]) and "6 steps were found on the way to 4" in remarks[1]
     sigmas, remarks = loaded("mine.safetensors", model("flow"), 12, 1.0)
     assert len(sigmas) == 13 and "Made for 10 steps; 12 are put between" in " ".join(remarks)
     _, remarks = loaded("mine.safetensors", model("flow", shift=5.0), 4, 1.0)
