@@ -112,7 +112,8 @@ def extrapolated(prediction: Prediction, earlier: Earlier, h: float, corrections
     arXiv 2504.05304 eq. 13, for steps of any length. The model's mean here differs from what the step before expected
     of it; f times the difference is added, f going from h / (2 h_p) at a narrow mixture to 0 where its spread exceeds
     the step.
-    corrections: how often the bias is adapted so that the mean of the result is the intended one.
+    corrections: how often the bias is adapted towards the one whose result has the intended mean. That is an iteration
+    of the authors' code, off by default; it need not converge where components lie far apart.
     """
     current = mean(prediction.mixture)
     change = trust(prediction, earlier.h) * (h / (2 * earlier.h)) * (current - earlier.expected)

@@ -54,9 +54,11 @@ class GMFlow:
     shift: of the host's schedule; the sub-steps are uniform in the time before it. It changes no end of a step.
     corrections: see `second_order`.
     draw: how "sde" samples x0; `independent`, or a spectral.SpectralDraw.
+    sample_last: end "sde" on a sample of x0 too. That has the exact law for an exact model, and in pictures it leaves
+        the noise of the last mixture, independent from pixel to pixel.
 
     Between calls it holds, besides x, one latent in second order. Half precision is stepped in float32.
-    Differs: the last step of "sde" to 0 takes the mean. A sample would leave noise of the mixture's own s in it.
+    Differs: a last step to 0 takes the mean. The authors' "sde" ends on a sample, and their "mean_wide" adds noise.
     Raises ValueError for options out of range, sigmas that do not fall from 1 or below, and NaN from the model.
     """
 
@@ -67,6 +69,7 @@ class GMFlow:
     shift: float = 1.0
     corrections: int = 0
     draw: Draw = independent
+    sample_last: bool = False
 
     def __post_init__(self) -> None:
         check_choice("The mode", self.mode, MODES)
@@ -116,7 +119,7 @@ class GMFlow:
             mixture = tempered(mixture, self.temperature)
         if self.mode == "ode":
             return ode_step(mixture, x, between(sigma, sigma_next, self.substeps, self.shift))
-        if sigma_next == 0:
+        if sigma_next == 0 and not (self.mode == "sde" and self.sample_last):
             return mean(mixture)
         if noise is None:
             raise ValueError(f"The mode {self.mode} draws noise, and none was given.")

@@ -130,12 +130,12 @@ def test_sde_of_the_mean(name):
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("sde.")])
 def test_sde(name):
-    """The authors end on a sample of the last mixture, we on its mean: both are of the same mixture."""
+    """The authors end on a sample."""
     run = Run(name)
     draws = Draws(run)
-    states, means, end = solved(run, draws, draw=draws.draw)
+    states, _, end = solved(run, draws, draw=draws.draw, sample_last=True)
     close(torch.stack(states), run["xs"])
-    assert draws.step == len(states) - 1 and torch.equal(end, means[-1])
+    close(end, run["out"])
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if f"{name}.gmx0.means" in RECORDED.arrays])

@@ -1,0 +1,265 @@
+"""GM-ODE and GM-SDE on a law that is known, and what every latent and schedule has to get from them."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from fewstep.samplers.gmflow.guidance import Prediction
+from fewstep.samplers.gmflow.mixture import Mixture, choose, mean, sample
+from fewstep.samplers.gmflow.solver import MODES, GMFlow, between
+from fewstep.samplers.gmflow.transition import Posterior
+from support.gmflow import Exact, Guided, normal, random_mixture, tiny_gmdit
+from support.metrics import sliced_energy_distance
+from torch import Tensor
+
+COUNT = 8000
+MEAN_EULER = GMFlow("ode", order=1, substeps=1)
+
+
+def sigmas(steps: int) -> Tensor:
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+def noise_of(x: Tensor, seed: int):
+    """Fresh seeded draws of x's shape."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda sigma_from, sigma_to: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def three_peaks() -> Exact:
+    means = torch.tensor([[2.0, 0], [-1, 1.5], [-0.5, -2]], dtype=torch.float64).view(1, 3, 2, 1, 1)
+    logits = torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64).view(1, 3, 1, 1, 1)
+    return Exact(Mixture.of_logits(means, logits, torch.full((1, 1, 1, 1, 1), -1.6, dtype=torch.float64)))
+
+
+def true_samples(law: Mixture, count: int) -> Tensor:
+    many = Mixture(*(t.expand(count, *t.shape[1:]) for t in (law.means, law.logweights, law.logstds)))
+    return sample(many, choose(many, normal((count, 2, 1, 1), 11)), normal((count, 2, 1, 1), 12))
+
+
+def distance(solver: GMFlow, steps: int) -> float:
+    """From the true law to what the solver draws."""
+    exact, x = three_peaks(), normal((COUNT, 2, 1, 1), 0)
+    drawn = solver(exact, x, sigmas(steps), noise=noise_of(x, 1))
+    return sliced_energy_distance(drawn, true_samples(exact.law, COUNT))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A known law
+
+
+@pytest.mark.parametrize("steps", [4, 6, 8])
+@pytest.mark.parametrize(
+    "solver, share",
+    [
+        (GMFlow("ode", 1, 32), 1 / 3),
+        (GMFlow("ode", 2, 32), 1 / 3),
+        (GMFlow("sde", 1, sample_last=True), 1 / 2),
+        (GMFlow("sde", 2, sample_last=True), 1 / 2),
+        (GMFlow("sde", 2), 0.8),
+    ],
+)
+def test_few_calls_reach_the_law_where_the_mean_alone_does_not(solver, share, steps):
+    """An SDE that ends on the mean leaves out the spread of its last mixture."""
+    assert distance(solver, steps) < share * distance(MEAN_EULER, steps)
+
+
+def test_a_step_of_the_sde_has_the_exact_law():
+    """From noise to sigma 0.1 in one call: the law of (1 - sigma) x0 + sigma e."""
+    exact, x = three_peaks(), normal((COUNT, 2, 1, 1), 0)
+    drawn = GMFlow("sde")(exact, x, torch.tensor([1.0, 0.1]), noise=noise_of(x, 1))
+    expected = 0.9 * true_samples(exact.law, COUNT) + 0.1 * normal(x.shape, 5)
+    assert sliced_energy_distance(drawn, expected) < 0.002
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_with_an_exact_model_one_call_does_what_eight_do(order):
+    x = normal((20, 2, 1, 1), 0)
+    one = GMFlow("ode", order, substeps=64)(three_peaks(), x, sigmas(1))
+    eight = GMFlow("ode", order, substeps=8)(three_peaks(), x, sigmas(8))
+    torch.testing.assert_close(one, eight, rtol=0, atol=1e-9)
+
+
+def test_the_posterior_of_an_exact_model_is_the_exact_model():
+    exact, x = three_peaks(), normal((20, 2, 1, 1), 0)
+    posterior = Posterior(exact(x, 0.9).mixture, x, 0.9)
+    for sigma in (0.9, 0.5, 0.01):
+        x_low = normal(x.shape, 1)
+        torch.testing.assert_close(posterior.mean_at(x_low, sigma), exact(x_low, sigma).centre, rtol=0, atol=1e-8)
+
+
+def test_the_posterior_keeps_its_digits_in_float32():
+    """At sigma 1e-4 the likelihood has a precision of 1e8."""
+    exact, x = three_peaks(), normal((200, 2, 1, 1), 0)
+    known = exact(x, 0.5).mixture
+    single = Mixture(known.means.float(), known.logweights.float(), known.logstds.float())
+    x_low = mean(known) + 1e-4 * normal(x.shape, 1)
+    found = Posterior(single, x.float(), 0.5).mean_at(x_low.float(), 1e-4)
+    torch.testing.assert_close(found.double(), Posterior(known, x, 0.5).mean_at(x_low, 1e-4), rtol=0, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Steps
+
+
+@dataclass
+class Watched:
+    """A mixture denoiser that keeps where it was asked."""
+
+    predict: Exact | Guided
+    sigmas: list[float] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, sigma: float) -> Prediction:
+        self.sigmas.append(sigma)
+        self.states.append(x)
+        return self.predict(x, sigma)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("order", [1, 2])
+def test_one_call_a_step_at_its_start_whatever_the_sub_steps(mode, order):
+    watched, told = Watched(three_peaks()), []
+    x = normal((3, 2, 1, 1), 0)
+    nodes = torch.tensor([0.9, 0.5, 0.4, 0.0], dtype=torch.float64)
+    solver = GMFlow(mode, order, substeps=5)
+    end = solver(watched, x, nodes, noise=noise_of(x, 1), on_step=lambda *step: told.append(step))
+    assert watched.sigmas == [0.9, 0.5, 0.4]
+    assert [(step, sigma) for step, sigma, *_ in told] == [(0, 0.9), (1, 0.5), (2, 0.4)]
+    assert all(torch.equal(seen, at) for seen, (_, _, at, _) in zip(watched.states, told, strict=True))
+    if mode != "ode":
+        assert torch.equal(end, told[-1][3])
+
+
+def test_a_schedule_that_ends_above_zero():
+    x = normal((3, 2, 1, 1), 0)
+    whole = GMFlow("ode", 1, 4)(three_peaks(), x, torch.tensor([1.0, 0.5, 0.25]))
+    first = GMFlow("ode", 1, 4)(three_peaks(), x, torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(GMFlow("ode", 1, 4)(three_peaks(), first, torch.tensor([0.5, 0.25])), whole)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_sub_steps_are_uniform_before_the_shift(shift):
+    nodes = torch.tensor(between(0.9, 0.3, 6, shift), dtype=torch.float64)
+    times = nodes / (shift - (shift - 1) * nodes)
+    torch.testing.assert_close(times.diff(), times.diff().mean().expand(6))
+    assert nodes[0] == 0.9 and nodes[-1] == 0.3
+
+
+def test_temperature_sharpens_all_steps_but_the_last():
+    x = normal((50, 2, 1, 1), 0)
+    cold, warm = GMFlow("sde", 1, temperature=0.05), GMFlow("sde", 1)
+    one = [solver(three_peaks(), x, sigmas(1), noise=noise_of(x, 1)) for solver in (cold, warm)]
+    assert torch.equal(*one)
+    two = [solver(three_peaks(), x, sigmas(2), noise=noise_of(x, 1)) for solver in (cold, warm)]
+    assert two[0].std() < two[1].std()
+
+
+def test_the_draw_can_be_another():
+    x = normal((3, 2, 1, 1), 0)
+    constant = replace(GMFlow("sde", 1), draw=lambda mixture, noise: torch.zeros_like(x))
+    end = constant(three_peaks(), x, torch.tensor([1.0, 0.5]), noise=lambda *_: torch.ones_like(x))
+    torch.testing.assert_close(end, torch.full_like(x, 0.5))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Any latent
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_item_does_not_depend_on_its_batch(mode):
+    x, labels = normal((3, 4, 7, 5), 0, torch.float32), torch.tensor([1, 4, 10])
+    draws = normal((20, 3, 4, 7, 5), 1, torch.float32)
+
+    def solve(part: slice) -> Tensor:
+        recorded = iter(draws[:, part])
+        predict = Guided(tiny_gmdit(), labels[part], 0.3)
+        return GMFlow(mode)(predict, x[part], sigmas(4), noise=lambda *_: next(recorded))
+
+    torch.testing.assert_close(solve(slice(0, 3))[1:2], solve(slice(1, 2)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("space", [(3, 2, 5), (7,), (1, 1)])
+@pytest.mark.parametrize("mode", ["ode", "sde"])
+def test_pixels_of_any_latent_go_as_they_would_alone(mode, space):
+    """A video, a line, a point: with an exact model pixels are independent in first order."""
+    law = random_mixture((1, 2, *space), 3)
+    x, draws = normal((2, 2, *space), 1), normal((20, 2, 2, *space), 2)
+    recorded = iter(draws)
+    whole = GMFlow(mode, 1)(Exact(law), x, sigmas(3), noise=lambda *_: next(recorded))
+    alone = iter(draws[..., :1])
+    first = Mixture(law.means[..., :1], law.logweights[..., :1], law.logstds)
+    part = GMFlow(mode, 1)(Exact(first), x[..., :1], sigmas(3), noise=lambda *_: next(alone))
+    torch.testing.assert_close(whole[..., :1], part, rtol=0, atol=1e-10)
+
+
+def test_half_precision_is_stepped_in_float32():
+    x = normal((20, 2, 1, 1), 0)
+    half = GMFlow("ode")(three_peaks(), x.half(), sigmas(4))
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.double(), GMFlow("ode")(three_peaks(), x, sigmas(4)), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_mixture_outlives_its_step(mode, order):
+    kept: list[weakref.ref] = []
+    exact = three_peaks()
+
+    def predict(x: Tensor, sigma: float) -> Prediction:
+        gc.collect()
+        assert [ref() for ref in kept if ref() is not None] == []
+        prediction = exact(x, sigma)
+        kept.append(weakref.ref(prediction.conditional.means))
+        kept.append(weakref.ref(prediction.mixture.logweights))
+        return prediction
+
+    x = normal((3, 2, 1, 1), 0)
+    GMFlow(mode, order)(predict, x, sigmas(3), noise=noise_of(x, 1))
+    assert len(kept) == 6
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize("nodes", [[1.0, 1.0, 0.0], [0.5, 0.7], [14.6, 1.0, 0.0], [1.0, -0.1], [float("nan"), 0.0]])
+def test_sigmas_that_are_no_flow_schedule_are_told(nodes):
+    with pytest.raises(ValueError, match="flow model"):
+        GMFlow()(three_peaks(), normal((1, 2, 1, 1), 0), torch.tensor(nodes))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "euler"},
+        {"order": 3},
+        {"substeps": 0},
+        {"temperature": 0.0},
+        {"temperature": 1.5},
+        {"shift": 0.0},
+        {"corrections": -1},
+    ],
+)
+def test_options_out_of_range_are_told(options):
+    with pytest.raises(ValueError, match="cannot be|choose one of"):
+        GMFlow(**options)
+
+
+def test_an_sde_without_noise_is_told():
+    with pytest.raises(ValueError, match="draws noise, and none was given"):
+        GMFlow("sde")(three_peaks(), normal((1, 2, 1, 1), 0), sigmas(2))
+
+
+def test_a_model_that_fails_is_told_at_once():
+    def broken(x: Tensor, sigma: float) -> Prediction:
+        prediction = three_peaks()(x, sigma)
+        prediction.conditional.logweights[0] = torch.nan
+        return prediction
+
+    with pytest.raises(ValueError, match="weights are not numbers"):
+        GMFlow()(broken, normal((1, 2, 1, 1), 0), sigmas(2))
