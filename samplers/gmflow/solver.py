@@ -142,7 +142,7 @@ def ode_step(mixture: Mixture, x: Tensor, nodes: list[float]) -> Tensor:
     for t, t_next in pairwise(nodes):
         if t < nodes[0]:
             x0 = posterior.mean_at(x, t)
-        x = x + (x - x0) * ((t_next - t) / t)
+        x = torch.lerp(x0, x.to(x0.dtype), t_next / t)
     return x
 
 

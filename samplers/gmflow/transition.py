@@ -2,10 +2,10 @@
 
 x_sigma = (1 - sigma) x0 + sigma e. The forward transition, to more noise, is `noise_law.FLOW.renoise`.
 
-| symbol     | name                   | meaning                                                                 |
-|------------|------------------------|-------------------------------------------------------------------------|
-| c1, c2, c3 | `x`, `x0`, `var`       | q(x_lo | x_hi, x0) = N(c1 x_hi + c2 x0, c3 I)                            |
-| zeta, nu   | `precision`, `force`   | what x at a lower sigma says about x0 that x_s did not, as a `Tilt`      |
+| symbol     | name                   | meaning                                                                |
+|------------|------------------------|------------------------------------------------------------------------|
+| c1, c2, c3 | `x`, `x0`, `var`       | q(x_lo given x_hi, x0) = N(c1 x_hi + c2 x0, c3 I)                      |
+| zeta, nu   | `precision`, `force`   | what x at a lower sigma says of x0 that x_s did not, as a `Tilt`       |
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..noise_law import FLOW
-from .mixture import Mixture, Tilt, mean
+from .mixture import Mixture, mean
 
 
 class Bridge(NamedTuple):
@@ -67,28 +67,27 @@ class Posterior:
     """
 
     def __init__(self, mixture: Mixture, x: Tensor, sigma: float):
-        self.mixture, self.x, self.sigma = mixture, x, sigma
+        self.logweights, self.var = mixture.logweights, mixture.var
         self.mean = mean(mixture)
         self.away = mixture.means - self.mean[:, None]
         self.half_square = self.away.square().sum(2, keepdim=True) / 2
-
-    def tilt_to(self, x: Tensor, sigma: float) -> Tilt:
-        """What x (B, C, *S) at `sigma` adds to what was known."""
-        force = pull(x, sigma, self.mean) - pull(self.x, self.sigma, self.mean)
-        precision = FLOW.ratio(sigma) ** -2 - (1 - self.sigma) ** 2 / self.sigma**2
-        return Tilt(self.mean, force, torch.full_like(self.mixture.var, precision))
+        self.known_pull, self.known_precision = pull(x, sigma, self.mean), FLOW.alpha(sigma) ** 2 / sigma**2
 
     def mean_at(self, x: Tensor, sigma: float) -> Tensor:
-        """E[x0] given x (B, C, *S) at 0 < `sigma` <= the sigma of the prediction; no call of the model."""
-        to = self.tilt_to(x, sigma)
-        q = 1 + self.mixture.var * to.precision
-        pulled = (self.away * to.force[:, None]).sum(2, keepdim=True)
-        change = (pulled - to.precision[:, None] * self.half_square) / q[:, None]
-        weights = (self.mixture.logweights + change).softmax(1)
-        return self.mean + ((weights * self.away).sum(1) + self.mixture.var * to.force) / q
+        """E[x0] given x (B, C, *S) at 0 < `sigma` <= the sigma of the prediction; no call of the model.
+
+        The mean of `tilt`, in as few passes as there can be: it is what a sub-step costs.
+        """
+        precision = FLOW.alpha(sigma) ** 2 / sigma**2 - self.known_precision
+        force = pull(x, sigma, self.mean) - self.known_pull
+        q = 1 + self.var * precision
+        change = torch.sub((self.away * force[:, None]).sum(2, keepdim=True), self.half_square, alpha=precision)
+        weights = torch.addcdiv(self.logweights, change, q[:, None]).softmax(1)
+        away = torch.addcmul((weights * self.away).sum(1), self.var, force)
+        return torch.addcdiv(self.mean, away, q)
 
 
 def pull(x: Tensor, sigma: float, centre: Tensor) -> Tensor:
     """The gradient at x0 = centre of the log-likelihood of x at sigma, alpha (x - alpha centre) / sigma^2."""
     alpha = FLOW.alpha(sigma)
-    return (x - alpha * centre) * (alpha / sigma**2)
+    return torch.sub(x, centre, alpha=alpha) * (alpha / sigma**2)
