@@ -227,11 +227,16 @@ def x0_from_u(mixture: Mixture, x: Tensor, sigma: float | Tensor) -> Mixture:
 
 
 def checked(mixture: Mixture) -> Mixture:
-    """The mixture itself. Raises ValueError where its numbers cannot be used: one check for a model call."""
-    for name, tensor in (("means", mixture.means), ("weights", mixture.logweights), ("deviations", mixture.logstds)):
-        if torch.isnan(tensor).any() or (tensor == torch.inf).any():
-            raise ValueError(
-                f"The model gave a Gaussian mixture whose {name} are not numbers. Half precision may have overflowed "
-                "(load the model in bf16 or fp32), or the checkpoint is damaged."
-            )
+    """The mixture itself. Raises ValueError where its numbers cannot be used; one wait for the device."""
+    parts = {
+        "means": mixture.means.isfinite().all(),
+        "weights": (mixture.logweights <= 1).all(),  # -inf is a component without weight
+        "deviations": mixture.logstds.isfinite().all(),
+    }
+    if not torch.stack(list(parts.values())).all():
+        wrong = " and ".join(name for name, fine in parts.items() if not fine)
+        raise ValueError(
+            f"The model gave a Gaussian mixture whose {wrong} are not numbers. Half precision may have overflowed "
+            "(load the model in bf16 or fp32), or the checkpoint is damaged."
+        )
     return mixture

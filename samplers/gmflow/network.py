@@ -365,7 +365,7 @@ class GMDiT(nn.Module):
     def check_labels(self, labels: Tensor) -> None:
         """Raises ValueError for labels that the table does not have."""
         most = self.config.num_embeds_ada_norm
-        if labels.numel() and not (0 <= labels.min() and labels.max() <= most):
+        if ((labels < 0) | (labels > most)).any():
             raise ValueError(
                 f"Label {labels.flatten().tolist()} is out of range: this model knows 0 to {most - 1}; "
                 f"{most} stands for no label."

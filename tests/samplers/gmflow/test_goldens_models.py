@@ -135,7 +135,7 @@ def test_checkerboard(name):
 
     end = GMFlow("ode", order, substeps)(predict, TOY.tensor("noise"), torch.linspace(1, 0, steps + 1))
     apart = (end.flatten(1) - TOY.tensor(f"{name}.out")).norm(dim=1)
-    assert (apart < 0.01).float().mean() > 0.98
+    assert (apart < 0.01).float().mean() > 0.97
     assert on_board(end.flatten(1)) == pytest.approx(float(TOY.arrays[f"{name}.frac_on_board"]), abs=0.003)
 
 

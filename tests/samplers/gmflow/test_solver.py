@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import pytest
 import torch
@@ -41,6 +42,7 @@ def true_samples(law: Mixture, count: int) -> Tensor:
     return sample(many, choose(many, normal((count, 2, 1, 1), 11)), normal((count, 2, 1, 1), 12))
 
 
+@cache
 def distance(solver: GMFlow, steps: int) -> float:
     """From the true law to what the solver draws."""
     exact, x = three_peaks(), normal((COUNT, 2, 1, 1), 0)

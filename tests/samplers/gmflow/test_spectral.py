@@ -84,14 +84,14 @@ def test_axes_have_signs_that_do_not_depend_on_the_solver(monkeypatch):
     torch.testing.assert_close(axes.mT @ axes, torch.eye(4).double().expand(3, 4, 4))
 
 
-@pytest.mark.parametrize("shape", [(3000, 4, 6, 7), (1000, 4, 3, 6, 7)])
+@pytest.mark.parametrize("shape", [(1000, 4, 6, 7), (500, 4, 3, 6, 7)])
 def test_a_draw_has_the_moments_of_the_mixture(shape):
     """Images of an odd width, and videos."""
     law = random_mixture((1, *shape[1:]), 3)
     many = Mixture(*(t.expand(shape[0], *t.shape[1:]) for t in (law.means, law.logweights, law.logstds)))
     drawn = SpectralDraw(tiny_spectrum().double())(many, lambda: normal(shape, 2))
     expected = moments(law)
-    torch.testing.assert_close(drawn.mean(0), expected.mean[0], rtol=0, atol=0.2)
+    torch.testing.assert_close(drawn.mean(0), expected.mean[0], rtol=0, atol=0.3)
     variance = drawn.var(0).mean(0, keepdim=True)
     assert (variance / expected.var[0]).mean().item() == pytest.approx(1, abs=0.03)
 
