@@ -25,7 +25,7 @@ from .mixture import Mixture, Tilt, mean, moments, tilt
 
 LEAST_SQUARE = 1e-6  # of a difference: below it, where two prompts agree, its direction means nothing
 LARGEST_SHARE = 1 - 1e-6
-STRENGTH_WEIGHT, VARIANCE_SHARE = 1.0, 0.005  # the authors' GM-2 coefficients
+VARIANCE_SHARE = 0.005  # c_a of second order
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,15 +126,21 @@ def extrapolated(prediction: Prediction, earlier: Earlier, h: float, corrections
 
 
 def trust(prediction: Prediction, h: float) -> Tensor:
-    """sqrt(1 - e / h^2), or 0, with e = V (w~^2 + 0.005): (B, 1, *1). arXiv 2504.05304 section A.2 without the root."""
-    error = prediction.spread * ((prediction.strength * STRENGTH_WEIGHT) ** 2 + VARIANCE_SHARE)
+    """sqrt(1 - e / h^2), or 0, with e = V (w~^2 + 0.005): (B, 1, *1).
+
+    Differs: section A.2 of arXiv 2504.05304 has no root; the authors' code has, and it is what they measured.
+    """
+    error = prediction.spread * (prediction.strength**2 + VARIANCE_SHARE)
     return (1 - error / h**2).clamp(min=0).sqrt()
 
 
 def bounded(prediction: Prediction, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The bias, no larger than sqrt(V) in root mean square, and the share of the variance that it takes."""
+    """The bias, no larger than sqrt(V) in root mean square, and the share of the variance that it takes.
+
+    Differs: the authors' code holds rms^2 above 1e-6 here, which shrinks every bias at low noise.
+    """
     size = mean_square(bias)
-    factor = (prediction.spread / size.clamp(min=LEAST_SQUARE)).clamp(max=1).sqrt()
+    factor = (prediction.spread / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1).sqrt()
     return bias * factor, (size / prediction.spread).clamp(max=LARGEST_SHARE)
 
 

@@ -173,6 +173,8 @@ class PatchEmbedding(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
+    """Features of time (B, 256) -> (B, width)."""
+
     def __init__(self, width: int, factory: dict[str, Any], operations):
         super().__init__()
         self.linear_1 = operations.Linear(TIME_FEATURES, width, **factory)
@@ -183,6 +185,8 @@ class TimestepEmbedder(nn.Module):
 
 
 class ClassEmbedder(nn.Module):
+    """A row for each label, and a last one for none."""
+
     def __init__(self, classes: int, width: int, factory: dict[str, Any], operations):
         super().__init__()
         self.embedding_table = operations.Embedding(classes + 1, width, **factory)
@@ -217,6 +221,8 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
+    """Tokens (B, L, width) -> the same shape."""
+
     def __init__(self, config: GMDiTConfig, attention: Attention, factory: dict[str, Any], operations):
         super().__init__()
         width, self.heads, self.attention = config.width, config.num_attention_heads, attention
@@ -239,6 +245,8 @@ class Projection(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Tokens (B, L, width) -> the same shape, four times as wide inside."""
+
     def __init__(self, width: int, factory: dict[str, Any], operations):
         super().__init__()
         # The published names leave room for a dropout at 1.

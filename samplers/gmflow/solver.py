@@ -48,11 +48,11 @@ class GMFlow:
     mode: "ode" follows the probability flow in `substeps` Euler steps of the analytic posterior for every call;
         "sde" draws x0 and re-noises it, which for an exact model has the exact law; "mean_narrow" and "mean_wide"
         re-noise the mean instead, with the small and the large variance of DDPM.
-    substeps: the authors take 128 / N, and 8 where N is 4 or 6.
     order: 1, or 2 to extrapolate from the step before.
+    substeps: the authors take 128 / N, and 8 where N is 4 or 6.
     temperature: below 1 sharpens the mixture in all steps but the last.
     shift: of the host's schedule; the sub-steps are uniform in the time before it. It changes no end of a step.
-    corrections: see `second_order`.
+    corrections: see guidance.extrapolated.
     draw: how "sde" samples x0; `independent`, or a spectral.SpectralDraw.
     sample_last: end "sde" on a sample of x0 too. That has the exact law for an exact model, and in pictures it leaves
         the noise of the last mixture, independent from pixel to pixel.
@@ -97,7 +97,7 @@ class GMFlow:
         earlier: Earlier | None = None
         for step, (sigma, sigma_next) in enumerate(pairwise(nodes)):
             prediction = predict(x.to(dtype), sigma)
-            checked(prediction.conditional)
+            checked(prediction.mixture)
             mixture = self.mixture_of(prediction, earlier, sigma - sigma_next)
             if on_step:
                 on_step(step, sigma, x.to(dtype), mean(mixture).to(dtype))

@@ -35,6 +35,7 @@ class SpectralDraw:
 
     Differs: the statistics are those of the mixture that is sampled. Under guidance and in second order the authors
     take the Gaussian that these aim at, as an approximation.
+    Raises ValueError where the network is of a latent with other channels.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -42,7 +43,13 @@ class SpectralDraw:
     def __call__(self, mixture: Mixture, noise: Callable[[], Tensor]) -> Tensor:
         gaussian = moments(mixture)
         base = self.network(statistics(gaussian)).to(mixture.means.dtype)
-        log_power = fitted(base, mixture.means.shape[-2], mixture.means.shape[-1])
+        channels, (height, width) = mixture.means.shape[2], mixture.means.shape[-2:]
+        if base.shape[1] != channels:
+            raise ValueError(
+                f"The spectrum network is for latents of {base.shape[1]} channels; this latent has {channels}. "
+                "Use the one that came with the model, or none."
+            )
+        log_power = fitted(base, height, width)
         return from_gaussian(mixture, coloured(noise(), log_power), principal_axes(mixture))
 
 
@@ -52,7 +59,8 @@ class SpectralDraw:
 
 def statistics(gaussian: Gaussian) -> Tensor:
     """What the spectrum depends on, (B, 2): the mean variance, and the variance of the mean over an item's pixels."""
-    across = gaussian.mean.flatten(2).var(2).mean(1)
+    pixels = gaussian.mean.flatten(2)
+    across = pixels.var(2, correction=min(1, pixels.shape[2] - 1)).mean(1)
     return torch.stack([gaussian.var.flatten(1).mean(1), across], 1)
 
 

@@ -129,6 +129,15 @@ def test_a_wide_mixture_is_not_extrapolated():
     torch.testing.assert_close(mean(found), mean(wide))
 
 
+def test_a_bias_at_low_noise_is_not_shrunk():
+    """The authors' floor of 1e-6 on its square would leave a tenth of it."""
+    cond = random_mixture(SHAPE, 1)
+    narrow = Mixture(cond.means, cond.logweights, torch.full_like(cond.logstds, 1e-4).log())
+    step = 1e-5 * normal(SHAPE, 3)
+    bias, _ = extrapolated(Prediction(narrow), Earlier(mean(narrow) - step, 0.01), 0.01)
+    torch.testing.assert_close(bias, step / 2, rtol=1e-4, atol=1e-9)
+
+
 def test_the_bias_never_exceeds_the_spread():
     prediction = guided(random_mixture(SHAPE, 3), random_mixture(SHAPE, 3, seed=1), 0.3)
     bias, share = extrapolated(prediction, Earlier(normal(SHAPE, 4) * 50, 1.0), 1.0)

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from fewstep.samplers.gmflow.guidance import Prediction
+from fewstep.samplers.gmflow.guidance import Prediction, guided
 from fewstep.samplers.gmflow.mixture import Mixture, choose, mean, sample
 from fewstep.samplers.gmflow.solver import MODES, GMFlow, between
 from fewstep.samplers.gmflow.transition import Posterior
@@ -257,11 +257,13 @@ def test_an_sde_without_noise_is_told():
         GMFlow("sde")(three_peaks(), normal((1, 2, 1, 1), 0), sigmas(2))
 
 
-def test_a_model_that_fails_is_told_at_once():
+@pytest.mark.parametrize("fails", ["conditional", "unconditional"])
+def test_a_model_that_fails_is_told_at_once(fails):
     def broken(x: Tensor, sigma: float) -> Prediction:
-        prediction = three_peaks()(x, sigma)
-        prediction.conditional.logweights[0] = torch.nan
-        return prediction
+        conditional, unconditional = (three_peaks()(x, sigma).conditional for _ in range(2))
+        failing = conditional if fails == "conditional" else unconditional
+        failing.logweights[0] = torch.nan
+        return guided(conditional, unconditional, 0.5)
 
-    with pytest.raises(ValueError, match="weights are not numbers"):
+    with pytest.raises(ValueError, match="not numbers"):
         GMFlow()(broken, normal((1, 2, 1, 1), 0), sigmas(2))

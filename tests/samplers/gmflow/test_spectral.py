@@ -103,6 +103,16 @@ def test_a_draw_does_not_depend_on_its_batch():
     torch.testing.assert_close(draw(gm, lambda: white)[1:], alone, rtol=0, atol=1e-4)
 
 
+def test_a_single_pixel_has_a_draw():
+    gm = random_mixture((2, 4, 1, 1), 3, dtype=torch.float32)
+    assert SpectralDraw(tiny_spectrum())(gm, lambda: normal((2, 4, 1, 1), 1, torch.float32)).isfinite().all()
+
+
+def test_a_spectrum_of_another_latent_is_told():
+    with pytest.raises(ValueError, match="of 4 channels; this latent has 3"):
+        SpectralDraw(tiny_spectrum().double())(random_mixture((2, 3, 5, 7), 3), lambda: normal((2, 3, 5, 7), 1))
+
+
 def test_in_the_solver_at_a_size_beyond_the_spectrum():
     x = normal((2, 4, 9, 11), 0, torch.float32)
     solver = GMFlow("sde", draw=SpectralDraw(tiny_spectrum()))
