@@ -8,127 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .checkpoint import GMDiTConfig, counted, shape_of
 from .mixture import Mixture, mean
 
 TIME_FEATURES = 256
 EMBEDDING_EPS, FEED_FORWARD_EPS = 1e-6, 1e-5  # of the layer norms, as published
-HEAD_WIDTHS = (72, 64)  # of the published model, and of the other sizes of DiT
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-
-
-@dataclass(frozen=True)
-class GMDiTConfig:
-    """The numbers in the authors' config.json, with the values of gmflow_imagenet_k8_ema."""
-
-    num_gaussians: int = 8
-    logstd_inner_dim: int = 1024
-    gm_num_logstd_layers: int = 2
-    num_attention_heads: int = 16
-    attention_head_dim: int = 72
-    in_channels: int = 4
-    num_layers: int = 28
-    sample_size: int = 32
-    patch_size: int = 2
-    num_embeds_ada_norm: int = 1000
-
-    @property
-    def width(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @classmethod
-    def of_json(cls, values: Mapping[str, Any]) -> GMDiTConfig:
-        """From a config.json; other entries of it are left alone. Raises ValueError for what is no positive number."""
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        wrong = [f"{name} is {value!r}" for name, value in known.items() if type(value) is not int or value < 1]
-        if wrong:
-            raise ValueError(f"The config.json of this GMFlow model cannot be used: {'; '.join(wrong)}.")
-        return cls(**known)
-
-    @classmethod
-    def of_state_dict(cls, state: Mapping[str, Tensor], sample_size: int = 32) -> GMDiTConfig:
-        """From the shapes of a checkpoint. sample_size, the latent size it was trained at, cannot be told from them.
-
-        The number of heads is that of a published head width. Raises ValueError where a shape that tells is missing.
-        """
-        width, channels, patch, _ = shape_of(state, "pos_embed.proj.weight", 4)
-        outputs = shape_of(state, "proj_out_2.weight", 2)[0]
-        components, rest = divmod(outputs, patch**2 * (channels + 1))
-        head = next((w for w in HEAD_WIDTHS if width % w == 0), None)
-        if rest or not components or head is None:
-            raise ValueError(
-                f"This is no GMFlow model that we know: its width is {width}, with {outputs} outputs a patch. "
-                "If a config.json came with it, put that beside the file."
-            )
-        return cls(
-            num_gaussians=components,
-            logstd_inner_dim=shape_of(state, "gm_out.logstd_layers.1.weight", 2)[0],
-            gm_num_logstd_layers=counted(state, "gm_out.logstd_layers."),
-            num_attention_heads=width // head,
-            attention_head_dim=head,
-            in_channels=channels,
-            num_layers=counted(state, "transformer_blocks."),
-            sample_size=sample_size,
-            patch_size=patch,
-            num_embeds_ada_norm=shape_of(state, "emb.class_embedder.embedding_table.weight", 2)[0] - 1,
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Checkpoints
-
-
-def shape_of(state: Mapping[str, Tensor], key: str, axes: int) -> tuple[int, ...]:
-    """The shape of one tensor. Raises ValueError where it is missing or has another number of axes."""
-    if key not in state or state[key].ndim != axes:
-        raise ValueError(
-            f"This is no GMFlow model: {key} is missing or has another shape. "
-            "Load transformer/diffusion_pytorch_model.bf16.safetensors of a GMFlow release."
-        )
-    return tuple(state[key].shape)
-
-
-def counted(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many different numbers follow `prefix` in the keys."""
-    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
-
-
-def check_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError, naming them, where keys of a checkpoint are missing, extra or misshapen for the network."""
-    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    misshapen = [
-        f"{key} ({size(state[key].shape)} instead of {size(shape)})"
-        for key, shape in expected.items()
-        if key in state and tuple(state[key].shape) != shape
-    ]
-    faults = {
-        "missing": [key for key in expected if key not in state],
-        "unknown": [key for key in state if key not in expected],
-        "of another shape": misshapen,
-    }
-    told = [f"{len(keys)} {fault}: {listed(keys)}" for fault, keys in faults.items() if keys]
-    if told:
-        raise ValueError(
-            f"This checkpoint does not fit the GMFlow network. {'; '.join(told)}. "
-            "Download it again, or use the file that belongs to this config.json."
-        )
-
-
-def size(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "one number"
-
-
-def listed(keys: list[str], most: int = 6) -> str:
-    """The first of the keys, and how many more there are."""
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(keys[:most]) + more
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from fewstep.samplers.gmflow.checkpoint import GMDiTConfig
 from fewstep.samplers.gmflow.guidance import Prediction, guided
 from fewstep.samplers.gmflow.mixture import Gaussian, Mixture, Tilt, tilt, x0_from_u
-from fewstep.samplers.gmflow.network import GMDiT, GMDiTConfig, SpectrumNetwork
+from fewstep.samplers.gmflow.network import GMDiT, SpectrumNetwork
 from fewstep.samplers.noise_law import FLOW
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from fewstep.samplers.gmflow.checkpoint import GMDiTConfig, check_state_dict
 from fewstep.samplers.gmflow.mixture import Gaussian
-from fewstep.samplers.gmflow.network import GMDiT, GMDiTConfig, SpectrumNetwork, attend, check_state_dict
+from fewstep.samplers.gmflow.network import GMDiT, SpectrumNetwork, attend
 from fewstep.samplers.gmflow.spectral import fitted, statistics
 from support.gmflow import assert_same, golden, normal, tiny_gmdit, tiny_spectrum, weights
 from support.goldens import FOLDER
