@@ -168,8 +168,7 @@ def test_what_an_interrupted_run_measured_beyond_the_wish_is_counted():
     assert sorted(parts) == [0, 1, 2]
     measured = estimate(model("eps"), parts=parts, images=4)
     assert measured.facts["batches"] == 3 and measured.facts["images"] == 6
-    numbers = measured.sums.count[0].item()
-    assert numbers == 6 * 4 * 16 * 16
+    assert measured.sums is not None and measured.sums.count[0].item() == 6 * 4 * 16 * 16
 
 
 def test_more_images_later_measure_only_the_new_ones(tmp_path):
@@ -361,13 +360,13 @@ def test_a_lora_is_another_model():
     before = identify(plain)
     patched = plain.clone()
     patched.add_patches({"diffusion_model.extra.weight": ("diff", (torch.ones(3, 3),))}, 0.5)
-    assert differences(before, identify(patched)) == ["with other LoRAs or patches"]
+    assert differences(before, identify(patched), "Measure again.") == ["with other LoRAs or patches"]
     patched.patch_model()
     assert identify(patched)["model"] == before["model"]
     patched.unpatch_model()
     with torch.no_grad():
         plain.model.diffusion_model.extra.weight += 1
-    assert differences(before, identify(plain)) == ["on another checkpoint"]
+    assert differences(before, identify(plain), "Measure again.") == ["on another checkpoint"]
 
 
 def test_another_prompt_or_area_is_another_measurement():

@@ -30,12 +30,15 @@ SHAPE = (2, 4, 4)
 STUDENTS = ["euler", "2m", "v3"]
 
 
+def v3_student(law: NoiseLaw) -> V3:
+    lam = torch.linspace(-6, 6, 25, dtype=torch.float64)
+    l = torch.sigmoid(-lam).view(-1, 1, 1, 1)  # noqa: E741
+    return V3(DPMSolverV3(law, Statistics(lam, l, -2 + 2 * l, 0 * l), Options()), torch.Size(SHAPE))
+
+
 def student_named(name: str, law: NoiseLaw) -> Student:
     if name == "v3":
-        lam = torch.linspace(-6, 6, 25, dtype=torch.float64)
-        l = torch.sigmoid(-lam)  # noqa: E741
-        table = Statistics(lam, l.view(-1, 1, 1, 1), (-2 + 2 * l).view(-1, 1, 1, 1), 0 * l.view(-1, 1, 1, 1))
-        return V3(DPMSolverV3(law, table, Options()), torch.Size(SHAPE))
+        return v3_student(law)
     return Euler() if name == "euler" else Multistep2M()
 
 
@@ -88,7 +91,7 @@ def test_what_a_search_claims_is_what_a_replay_gives(law, name, free):
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 def test_the_v3_student_is_the_solver(law):
     """Step by step it goes where the whole plan goes."""
-    student = student_named("v3", law)
+    student = v3_student(law)
     task = problem(5, law, student)
     sigmas = (*task.teacher.sigmas[::2], 0.0)
     whole = student.solver(task.denoise, task.start(sigmas[0]), torch.tensor(sigmas, dtype=torch.float64))
@@ -96,7 +99,7 @@ def test_the_v3_student_is_the_solver(law):
 
 
 def test_the_v3_student_ends_with_the_models_answer_where_it_should():
-    student = replace(student_named("v3", FLOW), ends_below=1.0)
+    student = replace(v3_student(FLOW), ends_below=1.0)
     task = problem(5, FLOW, student)
     sigmas = (*task.teacher.sigmas[::3], 0.0)
     solver = replace(student.solver, options=Options(last_step="denoised"))
@@ -142,15 +145,12 @@ def test_more_contenders_and_polishing_never_cost_accuracy(name):
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 @pytest.mark.parametrize("name", STUDENTS)
-@pytest.mark.parametrize("width", [None, 12])
-def test_a_searched_schedule_is_better_than_even_steps(law, name, width):
-    """In lambda; by the mean over numbers of steps, at most 70 % of the error."""
+def test_a_searched_schedule_is_better_than_even_steps(law, name):
+    """In lambda, of equal numbers of steps."""
     task = problem(11, law, student_named(name, law), nodes=25)
-    found = search(task, 8, width=width)
-    ratios = [
-        found[n].cost / Replay(task).cost([*task.teacher.sigmas[:: 24 // n][:n], 0.0]) for n in (4, 6, 8)
-    ]  # 24 can be parted so
-    assert sum(ratios) / 3 < 0.7
+    found = search(task, 8, contenders=3)
+    even = {n: Replay(task).cost([*task.teacher.sigmas[:: 24 // n][:n], 0.0]) for n in (6, 8)}  # 24 can be parted so
+    assert all(found[n].cost < 0.9 * cost for n, cost in even.items())
 
 
 def test_many_steps_go_on_from_one_state():
