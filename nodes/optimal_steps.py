@@ -160,9 +160,8 @@ class FewStepSearchSchedule(io.ComfyNode):
             schedules = search_schedule(request, kept, cls.hidden.unique_id)
             schedules.calibration().save(path)
             del interrupted[key_of(facts)]
-        text = f"models/fewstep/{path.name}\n{schedules.describe()}"
         picture, remark = chart(schedules)
-        show_text(cls.hidden.unique_id, text + remark)
+        show_text(cls.hidden.unique_id, f"{schedules.describe()}\nmodels/fewstep/{path.name}{remark}")
         sigmas = torch.tensor(schedules.sigmas[steps], dtype=torch.float32)
         shown = None if picture is None else ui.PreviewImage(picture, cls=cls)
         return io.NodeOutput(sigmas, schedules, ui=shown)

@@ -38,7 +38,7 @@ def sigma_at(sampling, denoise: float) -> float:
 
 
 def rivals(sampling, law: NoiseLaw, steps: int, start: float | None) -> dict[str, tuple[float, ...]]:
-    """Falling sigmas by name, of `steps` steps at most. start: the sigma to begin at, None for each one's own.
+    """Falling sigmas by name, of `steps` steps. start: the sigma to begin at, None for each one's own.
 
     Each one also comes with a step more and without the last, so that it ends at a small sigma instead of 0.
     """
@@ -51,7 +51,7 @@ def rivals(sampling, law: NoiseLaw, steps: int, start: float | None) -> dict[str
                 log.debug("%s gives no schedule of %s steps: %s", name, steps + cut, error)
                 continue
             sigmas = sigmas[:-1] if cut else sigmas
-            if falls(sigmas) and 1 <= len(sigmas) - 1 <= steps:
+            if falls(sigmas) and len(sigmas) == steps + 1:
                 found[f"{name}, cut" if cut else name] = sigmas
     return found
 

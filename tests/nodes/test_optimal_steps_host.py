@@ -107,7 +107,7 @@ def test_every_schedule_of_the_host_is_a_rival(kind, denoise):
     assert ("AYS SDXL" in schedules) == (kind in ("eps", "v"))
     assert ("FLUX (published)" in schedules) == (kind == "flow")
     for sigmas in schedules.values():
-        assert all(high > low for high, low in pairwise(sigmas)) and len(sigmas) <= 7
+        assert all(high > low for high, low in pairwise(sigmas)) and len(sigmas) == 7
         assert start is None or sigmas[0] == start
 
 
@@ -154,7 +154,7 @@ def test_the_answer_is_the_best_that_was_tried(kind, solver):
     assert {"searched", "searched and polished"} <= set(facts["compared"])
     assert list(schedules.sigmas) == list(range(1, 11))
     for steps, sigmas in schedules.sigmas.items():
-        assert len(sigmas) - 1 <= steps and all(high > low >= 0 for high, low in pairwise(sigmas))
+        assert len(sigmas) == steps + 1 and all(high > low >= 0 for high, low in pairwise(sigmas))
     assert facts["chosen"] in schedules.describe() and "4 calls" in schedules.describe()
 
 
