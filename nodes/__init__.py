@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
+from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
 from .restart import FewStepRestartInterval, FewStepRestartSampler, FewStepRestartSchedule
 
@@ -24,4 +25,6 @@ class FewStepExtension(ComfyExtension):
             FewStepLoadStatistics,
             FewStepSearchSchedule,
             FewStepLoadSchedule,
+            FewStepMeasureSpread,
+            FewStepProbabilisticGuidance,
         ]

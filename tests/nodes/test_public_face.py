@@ -78,6 +78,16 @@ CONTRACT = {
         ["SIGMAS", "FEWSTEP_SCHEDULE"],
     ),
     "FewStepLoadSchedule": (["name", "model", "steps", "denoise"], [], ["SIGMAS"]),
+    "FewStepMeasureSpread": (
+        ["model", "positive", "negative", "cfg", "latent_image", "seed", "images", "levels"],
+        ["estimator", "save_as"],
+        ["FEWSTEP_SPREAD"],
+    ),
+    "FewStepProbabilisticGuidance": (
+        ["model", "strength", "mode", "orthogonal", "start_percent", "end_percent"],
+        ["spread"],
+        ["MODEL"],
+    ),
 }
 
 

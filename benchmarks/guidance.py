@@ -1,0 +1,224 @@
+"""`python3 run.py python benchmarks/guidance.py`: probabilistic guidance against the host's other kinds of guidance.
+
+On exact mixtures whose classes overlap, so that plain cfg overshoots: distance to the true law of the class, how well
+the draws fit the class, and how much stronger than true draws they are. Each kind of guidance runs over a stated grid;
+for each cfg its best setting by distance is shown, and then how much it overshoots where it fits the class as well as
+plain cfg does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from error_per_call import comfy
+from support.host_mixture import label_conditioning, mixture_model
+from support.metrics import sliced_energy_distance
+from support.mixture import Mixture
+from torch import Tensor
+
+LABEL, DRAWS, STEPS = 0, 1024, 25
+CFGS = {"eps": (3.0, 5.0, 7.5, 12.0), "flow": (4.0,)}
+STRENGTHS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+GRID: dict[str, tuple[dict[str, Any], ...]] = {
+    "cfg": ({},),
+    **{f"ours {mode}": tuple({"strength": w} for w in STRENGTHS) for mode in ("cap", "soft", "fixed")},
+    "APG": tuple({"eta": eta, "threshold": r} for eta, r in product((0.0, 1.0), (0.5, 1.0, 2.0, 5.0, 15.0))),
+    "RescaleCFG": tuple({"multiplier": m} for m in (0.3, 0.5, 0.7, 1.0)),
+    "CFGNorm": tuple({"strength": s} for s in (0.5, 1.0)),
+    "CFG-Zero*": ({},),
+    "TCFG": ({},),
+    "interval": tuple({"low": low, "high": high} for low, high in product((0.0, 0.3), (1.5, 3.0, 6.0))),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """distance: sliced energy, x 1000. fit: mean log p(class | x). amplitude: root mean square over that of true draws,
+    less 1. outside: share of values beyond the 0.1 % quantiles of the true law, less that share."""
+
+    problem: str
+    cfg: float
+    kind: str
+    setting: str
+    distance: float
+    fit: float
+    amplitude: float
+    outside: float
+
+
+@cache
+def overlapping(components: int = 16, classes: int = 4, size: int = 8, share: float = 0.03) -> Mixture:
+    """Classes whose means hold a small share of the variance: at any noise the model is in doubt."""
+    generator = torch.Generator().manual_seed(3)
+    f = torch.arange(size, dtype=torch.float64)
+    power = 1 / (1 + f[:, None] ** 2 + f[None, :] ** 2)
+    power = (power / power.mean()).expand(4, size, size)
+    means = torch.randn((components, 4, size, size), generator=generator, dtype=torch.float64) * (power * share).sqrt()
+    return Mixture(means, power * (1 - share), torch.arange(components) % classes)
+
+
+def true_draws(count: int, seed: int) -> Tensor:
+    """Of the class."""
+    mixture, generator = overlapping(), torch.Generator().manual_seed(seed)
+    own = (mixture.classes == LABEL).nonzero().flatten()
+    means = mixture.means[own[torch.randint(len(own), (count,), generator=generator)]]
+    noise = torch.randn((count, *mixture.spectrum.shape), generator=generator, dtype=torch.float64)
+    return mixture.to_pixels(means + mixture.spectrum.sqrt() * noise)
+
+
+def fit_of(x: Tensor) -> float:
+    """The mean log-probability of the class, given x."""
+    mixture = overlapping()
+    away = mixture.to_frequency(x.double())[:, None] - mixture.means
+    logits = -(away.square() / (2 * mixture.spectrum)).flatten(2).sum(2)
+    own = logits.masked_fill(mixture.classes != LABEL, -torch.inf).logsumexp(1)
+    return float((own - logits.logsumexp(1)).mean())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The kinds of guidance
+
+
+def node(path: str):
+    """One of the host's own nodes."""
+    import importlib
+
+    module, name = path.split(".")
+    return getattr(importlib.import_module(f"comfy_extras.{module}"), name)
+
+
+def within(model, low: float, high: float):
+    """Guidance only where noise-to-signal lies between."""
+    from fewstep.nodes.host.noise_law import noise_law
+
+    def chosen(args: dict) -> Tensor:
+        law, sigma = noise_law(args["model"].model_sampling), float(args["sigma"].max())
+        inside = law.alpha(sigma) > 0 and low <= law.ratio(sigma) <= high
+        return args["denoised"] if inside else args["cond_denoised"]
+
+    model = model.clone()
+    model.set_model_sampler_post_cfg_function(chosen)
+    return model
+
+
+def ours(model, mode: str, spread, strength: float):
+    from fewstep.nodes.host.guidance import guided_model
+    from fewstep.samplers.guidance import ProbabilisticGuidance
+
+    return guided_model(model, ProbabilisticGuidance(strength, mode), 0.0, 1.0, spread)[0]
+
+
+def applied(kind: str, model, spread, setting: dict[str, Any]):
+    """The MODEL with a kind of guidance at a setting."""
+    if kind.startswith("ours"):
+        return ours(model, kind.split()[1], spread, **setting)
+    made: dict[str, Callable] = {
+        "cfg": lambda: model,
+        "APG": lambda eta, threshold: node("nodes_apg.APG").execute(model, eta, threshold, 0.0).args[0],
+        "RescaleCFG": lambda multiplier: node("nodes_model_advanced.RescaleCFG")().patch(model, multiplier)[0],
+        "CFGNorm": lambda strength: node("nodes_cfg.CFGNorm").execute(model, strength).args[0],
+        "CFG-Zero*": lambda: node("nodes_cfg.CFGZeroStar").execute(model).args[0],
+        "TCFG": lambda: node("nodes_tcfg.TCFG").execute(model).args[0],
+        "interval": partial(within, model),
+    }
+    return made[kind](**setting)
+
+
+def draws(model, cfg: float, scheduler: str) -> Tensor:
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, STEPS)
+    noise = torch.randn((DRAWS, *overlapping().spectrum.shape), generator=torch.Generator().manual_seed(0))
+    conditioning = (label_conditioning([LABEL]), label_conditioning([-1]))
+    sampler, latent = comfy.samplers.sampler_object("dpmpp_2m"), torch.zeros_like(noise)
+    return comfy.sample.sample_custom(
+        model, noise, cfg, sampler, sigmas, *conditioning, latent, disable_pbar=True, seed=0
+    )
+
+
+def measured_spread(model):
+    """As the node measures it at its defaults."""
+    from fewstep.nodes.host.spread import Request, measure_spread
+
+    conditioning = (label_conditioning([LABEL]), label_conditioning([-1]))
+    latent = torch.zeros(8, *overlapping().spectrum.shape)
+    return measure_spread(Request(model, *conditioning, 4.0, latent, seed=5, images=8, levels=12), None)
+
+
+def measure(variant: str, cfgs: tuple[float, ...]) -> Iterator[Row]:
+    model = mixture_model(overlapping(), variant, shift=1.0)
+    spread, truth = measured_spread(model), true_draws(4 * DRAWS, 1)
+    edge = truth.abs().flatten().kthvalue(int(0.999 * truth.numel())).values
+    scheduler = "simple" if variant == "flow" else "karras"
+    for kind, settings in GRID.items():
+        for setting in settings:
+            guided = applied(kind, model, spread, setting)
+            for cfg in (1.5, 2.0, *cfgs) if kind == "cfg" else cfgs:
+                x = draws(guided, cfg, scheduler).double()
+                yield Row(
+                    f"{variant}",
+                    cfg,
+                    kind,
+                    " ".join(f"{k} {v:g}" for k, v in setting.items()),
+                    1000 * sliced_energy_distance(x, truth),
+                    fit_of(x),
+                    float(x.square().mean().sqrt() / truth.square().mean().sqrt()) - 1,
+                    float((x.abs() > edge).double().mean()) - 0.001,
+                )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def by_distance(rows: list[Row]) -> str:
+    """For each cfg every kind at its best setting."""
+    lines = [
+        "| model, cfg | guidance | setting | distance | fit | excess amplitude | outside |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for problem, cfg in sorted({(r.problem, r.cfg) for r in rows if r.cfg >= 3}):
+        here = [r for r in rows if (r.problem, r.cfg) == (problem, cfg)]
+        best = [min((r for r in here if r.kind == kind), key=lambda r: r.distance) for kind in GRID]
+        for r in sorted(best, key=lambda r: r.distance):
+            figures = f"{r.distance:.1f} | {r.fit:.3f} | {r.amplitude:+.1%} | {r.outside:+.2%}"
+            lines.append(f"| {problem}, {cfg:g} | {r.kind} | {r.setting} | {figures} |")
+    return "\n".join(lines)
+
+
+def at_equal_fit(rows: list[Row]) -> str:
+    """The least excess amplitude of every kind, of all settings that fit the class at least as well as cfg does."""
+    lines = ["| model, fit of cfg | " + " | ".join(GRID) + " |", "|---" * (1 + len(GRID)) + "|"]
+    for problem in CFGS:
+        for goal in (r for r in rows if r.problem == problem and r.kind == "cfg"):
+            cells = []
+            for kind in GRID:
+                fitting = [r for r in rows if (r.problem, r.kind) == (problem, kind) and r.fit >= goal.fit - 1e-3]
+                cells.append(f"{min(r.amplitude for r in fitting):+.1%}" if fitting else "-")
+            lines.append(f"| {problem}, {goal.fit:.3f} (cfg {goal.cfg:g}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=list(CFGS), default=list(CFGS))
+    parser.add_argument("--out", type=Path, default=Path("guidance.json"))
+    args = parser.parse_args()
+    rows: list[Row] = []
+    for variant in args.variants:
+        rows += measure(variant, CFGS[variant])
+        args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    truth = true_draws(DRAWS, 2)
+    distance = 1000 * sliced_energy_distance(truth, true_draws(4 * DRAWS, 1))
+    print(f"true draws: distance {distance:.1f}, fit {fit_of(truth):.3f}")
+    print(by_distance(rows), at_equal_fit(rows), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

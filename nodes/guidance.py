@@ -1,0 +1,172 @@
+"""Probabilistic guidance for every model, after GMFlow (arXiv 2504.05304 section 3.2): guidance that does not burn."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..samplers.choices import check_choice
+from ..samplers.guidance import MODES, ProbabilisticGuidance
+from ..samplers.spread import load_spread
+from .host.estimate import latent_for
+from .host.files import key_of, path_for
+from .host.guidance import guided_model
+from .host.progress import show_text
+from .host.spread import ESTIMATORS, Request, measure_spread
+
+SpreadType = io.Custom("FEWSTEP_SPREAD")
+
+
+class FewStepMeasureSpread(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepMeasureSpread",
+            display_name="Measure Spread (FewStep)",
+            category="FewStep/guidance",
+            description="Measures how far a picture can still be from the model's prediction, at every level of noise: "
+            "what Probabilistic Guidance bounds guidance by. Some 250 model calls, once a model; kept in "
+            "models/fewstep.",
+            inputs=[
+                io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled."),
+                io.Conditioning.Input("positive", tooltip="A typical prompt: the spread is that under it."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt, with which references are drawn."),
+                io.Float.Input(
+                    "cfg",
+                    default=4.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="With which references are drawn, 0 to 100. The spread is measured without guidance.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="An empty latent of the size you will sample: the model draws references, as many at a "
+                    "time as its batch size. A latent with pictures: these are the references.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,  # a seed that changes by itself would measure anew at every queue
+                    tooltip="Of the references and their noise. Another seed is another measurement.",
+                ),
+                io.Int.Input("images", default=8, min=2, max=4096, tooltip="References, 2 to 4096. 8 are enough."),
+                io.Int.Input("levels", default=12, min=6, max=400, tooltip="Noise levels, 6 to 400. 12 are enough."),
+                io.Combo.Input(
+                    "estimator",
+                    options=list(ESTIMATORS),
+                    default="residual",
+                    optional=True,
+                    tooltip="residual: how far the model's prediction is from the reference. derivative: from the "
+                    "model's slope (Tweedie), which leaves the model's own error out; twice the calls.",
+                ),
+                io.String.Input(
+                    "save_as",
+                    default="",
+                    optional=True,
+                    tooltip="Name of the file in models/fewstep. Empty: made of model type and a digest.",
+                ),
+            ],
+            outputs=[SpreadType.Output(display_name="spread")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        cfg,
+        latent_image,
+        seed,
+        images,
+        levels,
+        estimator="residual",
+        save_as="",
+    ) -> io.NodeOutput:
+        check_choice("estimator", estimator, ESTIMATORS)
+        latent = latent_for(model, latent_image)
+        request = Request(model, positive, negative, cfg, latent, seed, images, levels, estimator)
+        facts = request.facts
+        path = path_for(save_as, f"spread-{facts['prediction'].lower()}-{key_of(facts)}", facts, load_spread)
+        if path.exists():
+            spread = load_spread(path)
+        else:
+            spread = measure_spread(request, cls.hidden.unique_id)
+            spread.calibration().save(path)
+        show_text(cls.hidden.unique_id, f"{spread.describe()}\nmodels/fewstep/{path.name}")
+        return io.NodeOutput(spread)
+
+
+class FewStepProbabilisticGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepProbabilisticGuidance",
+            display_name="Probabilistic Guidance (FewStep)",
+            category="FewStep/guidance",
+            description="Guidance that does not burn: what cfg adds to the prediction is bounded by how far the "
+            "picture can still be from it. For any model with a negative prompt and a cfg above 1; no further calls.",
+            inputs=[
+                io.Model.Input("model", tooltip="Others' guidance nodes may come before and after."),
+                io.Float.Input(
+                    "strength",
+                    default=0.7,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="How much of the spread guidance may use, 0 to 10; below 1 in the mode fixed. 0: none.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default="cap",
+                    tooltip="cap: your cfg, limited. soft: the same without a corner. fixed: the paper's, always as "
+                    "strong as the limit, whatever the cfg above 1.",
+                ),
+                io.Float.Input(
+                    "orthogonal",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    round=0.01,
+                    tooltip="Share of the part along the prediction that is taken out of guidance, 0 to 1. That part "
+                    "only makes the picture stronger.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From here on, 0 to 1 of the model's time. Before it your cfg works as ever.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Up to here, 0 to 1 of the model's time. After it your cfg works as ever.",
+                ),
+                SpreadType.Input(
+                    "spread",
+                    optional=True,
+                    tooltip="From Measure Spread. Without it that of picture-like latents is taken.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, strength, mode, orthogonal, start_percent, end_percent, spread=None) -> io.NodeOutput:
+        guidance = ProbabilisticGuidance(strength, mode, orthogonal)
+        guided, remarks = guided_model(model, guidance, start_percent, end_percent, spread)
+        show_text(cls.hidden.unique_id, "\n".join(remarks))
+        return io.NodeOutput(guided)

@@ -1,0 +1,136 @@
+"""The spread s(sigma) measured on a MODEL with a prompt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...samplers.contract import Denoiser
+from ...samplers.dpm_solver_v3 import DPMSolverV3, Options
+from ...samplers.dpm_solver_v3.observe import by_differences
+from ...samplers.spread import Spread
+from .estimate import draw_with, level_sigmas
+from .identity import conditioning_digest, identify
+from .measuring import Counter, guider_for, inside_sampling
+from .noise import derived_seed
+from .noise_law import noise_law
+
+ESTIMATORS = ("residual", "derivative")
+DRAWING_STEPS = 20
+START, RENOISE, SIGNS = range(3)  # what random numbers are for
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a person asked for. latent: all zeros to let the model draw its own references at `cfg`, or references."""
+
+    model: ModelPatcher
+    positive: list
+    negative: list
+    cfg: float
+    latent: Tensor
+    seed: int
+    images: int
+    levels: int
+    estimator: str = "residual"
+
+    @cached_property
+    def from_references(self) -> bool:
+        return bool(self.latent.count_nonzero())
+
+    @property
+    def batches(self) -> list[range]:
+        """Numbers of the images, as many at a time as the latent has."""
+        size = min(len(self.latent), self.images)
+        return [range(i, min(i + size, self.images)) for i in range(0, self.images, size)]
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What is kept with the result; a measurement of equal facts is the same."""
+        return identify(self.model) | {
+            "cfg": self.cfg,
+            "prompt": conditioning_digest(self.positive, self.negative),
+            "latent": list(self.latent.shape[1:]),
+            "references": conditioning_digest([self.latent]) if self.from_references else "drawn",
+            "seed": self.seed,
+            "images": self.images,
+            "levels": self.levels,
+            "estimator": self.estimator,
+        }
+
+
+def measure_spread(request: Request, node_id: str | None) -> Spread:
+    """Draw references, noise them anew at every level, and add up s^2 of each.
+
+    Raises ValueError where the model answers with NaN.
+    """
+    sampling = request.model.get_model_object("model_sampling")
+    law = noise_law(sampling)
+    sigmas = level_sigmas(sampling, law, request.levels)
+    sigmas = sigmas[sigmas < 1] if law.is_flow else sigmas
+    per_batch = len(sigmas) * (2 if request.estimator == "derivative" else 1)
+    drawing = 0 if request.from_references else DRAWING_STEPS
+    counter = Counter(len(request.batches) * (per_batch + drawing), node_id, "Measuring the spread")
+    squares = torch.cat([measure_batch(request, numbers, sigmas, counter) for numbers in request.batches])
+    if not squares.isfinite().all():
+        raise ValueError(
+            "The model answered with NaN or infinite numbers, so there is nothing to measure. Draw a picture with it "
+            "first; if that is black too, start ComfyUI with --force-fp32 or use another file of the model."
+        )
+    halves = [squares[i::2].mean(0).clamp(min=1e-30).sqrt() for i in (0, 1)]
+    check = float((halves[0] / halves[1]).log().abs().mean()) if len(squares) > 1 else math.nan
+    ratios = law.ratio(sigmas)
+    counts = torch.full_like(ratios, len(squares))
+    return Spread(ratios, squares.sum(0), counts, request.facts | {"check": check})
+
+
+def measure_batch(request: Request, numbers: range, sigmas: Tensor, counter: Counter) -> Tensor:
+    """s^2 of every image at every level, (images, levels)."""
+    x0 = references(request, numbers, counter)
+    guider = guider_for(request.model, request.positive, request.negative, 1.0)  # of the prompt alone
+    noise = torch.stack([numbers_for(request, number, RENOISE, x0[0].shape) for number in numbers])
+
+    def work(denoise: Denoiser, x: Tensor) -> Tensor:
+        watched = counter.watch(denoise)
+        given = (x0.to(x), noise.to(x))
+        return torch.stack([at_level(request, watched, *given, float(sigma), numbers) for sigma in sigmas], 1)
+
+    return inside_sampling(guider, noise, sigmas[:2].float(), work, request.seed).double().cpu()
+
+
+def references(request: Request, numbers: range, counter: Counter) -> Tensor:
+    """Latents in the model's own scale: the person's, or drawn with guidance."""
+    if request.from_references:
+        at = torch.tensor(numbers) % len(request.latent)
+        return request.model.model.process_latent_in(request.latent[at])
+    sampling = request.model.get_model_object("model_sampling")
+    solver = DPMSolverV3(noise_law(sampling), options=Options(order=3, last_step="denoised"))
+    guider = guider_for(request.model, request.positive, request.negative, request.cfg)
+    noise = torch.stack([numbers_for(request, number, START, request.latent.shape[1:]) for number in numbers])
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "beta", DRAWING_STEPS)
+    return draw_with(solver, guider, noise, sigmas, request.seed, counter)
+
+
+def numbers_for(request: Request, number: int, purpose: int, shape) -> Tensor:
+    """Unit Gaussian numbers of one image."""
+    generator = torch.Generator().manual_seed(derived_seed(request.seed, number, purpose))
+    return torch.randn(shape, generator=generator)
+
+
+def at_level(request: Request, denoise: Denoiser, x0: Tensor, noise: Tensor, sigma: float, numbers: range) -> Tensor:
+    """s^2 of every image of a batch at a level, (B,)."""
+    law = noise_law(request.model.get_model_object("model_sampling"))
+    x = law.alpha(sigma) * x0 + sigma * noise
+    denoised = denoise(x, sigma)
+    if request.estimator == "residual":
+        return (x0 - denoised).square().flatten(1).mean(1)
+    signs = torch.stack([numbers_for(request, number, SIGNS, x0[0].shape) for number in numbers]).sign().to(x)
+    slope = (signs * by_differences(denoise, x, sigma, denoised, signs)).flatten(1).mean(1)
+    return sigma**2 / law.alpha(sigma) * slope

@@ -1,0 +1,69 @@
+"""Probabilistic guidance for any model: GMFlow, arXiv 2504.05304 section 3.2, with one Gaussian a latent (K = 1).
+
+| symbol | name           | meaning                                                                             |
+|--------|----------------|-------------------------------------------------------------------------------------|
+| D_c    | `conditional`  | the denoised prediction under the prompt, D_u under the negative prompt             |
+| d      | `difference`   | D_c - D_u, less the share `orthogonal` of its part along D_c                         |
+| s      | `spread`       | deviation of x0 given x and the prompt: see spread.py                               |
+| w~     | `strength`     | how much of the spread guidance may use                                             |
+
+Classifier-free guidance adds (cfg - 1) d to D_c, however far that leads from where x0 can be; the part along D_c makes
+pictures too strong. Here the root mean square of what is added is bounded by R = w~ s, which falls with the noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .choices import check_choice
+from .gmflow.guidance import LEAST_SQUARE, across, mean_square
+
+MODES = ("cap", "fixed", "soft")
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class ProbabilisticGuidance:
+    """D_c + bias. Raises ValueError for a strength or a share that is not allowed.
+
+    mode: "cap", bias = d min(cfg - 1, R / rms(d)): the person's cfg, limited. "soft", bias = d (R / rms(d))
+    tanh((cfg - 1) rms(d) / R): the same without a corner. "fixed", bias = d R / rms(d): the paper's, where cfg only
+    turns it on.
+    At cfg 1, and where both predictions agree, it is exactly D_c.
+    """
+
+    strength: float = 0.7
+    mode: str = "cap"
+    orthogonal: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, MODES)
+        if self.strength < 0 or (self.mode == "fixed" and self.strength >= 1):
+            raise ValueError(
+                f"The strength is {self.strength:g}; it must be 0 or more, and below 1 in the mode fixed. "
+                "0.7 is a good start; more is more guidance."
+            )
+        if not 0 <= self.orthogonal <= 1:
+            raise ValueError(f"The orthogonal share is {self.orthogonal:g}; it must be from 0 to 1.")
+
+    def __call__(self, conditional: Tensor, unconditional: Tensor, cfg: float, spread: float | Tensor) -> Tensor:
+        """(B, C, ...), in float32 at least. spread: one number, or one an item, (B, 1, ...). Items do not mix."""
+        dtype = torch.promote_types(conditional.dtype, torch.float32)
+        conditional, unconditional = conditional.to(dtype), unconditional.to(dtype)
+        if cfg == 1:
+            return conditional
+        difference = across(conditional - unconditional, conditional, self.orthogonal)
+        size = mean_square(difference).clamp(min=LEAST_SQUARE if self.mode == "fixed" else TINY).sqrt()
+        return conditional + difference * self.scale(size, cfg, self.strength * spread)
+
+    def scale(self, size: Tensor, cfg: float, reach: float | Tensor) -> Tensor:
+        """What d is multiplied with; size: rms(d), (B, 1, ...)."""
+        most = reach / size
+        if self.mode == "fixed":
+            return most
+        if self.mode == "cap":
+            return most.clamp(max=cfg - 1)
+        return most * torch.tanh((cfg - 1) / most.clamp(min=TINY))

@@ -1,0 +1,140 @@
+"""Probabilistic guidance with one Gaussian a latent, and the spread that bounds it."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from fewstep.samplers.calibration import Calibration
+from fewstep.samplers.guidance import ProbabilisticGuidance
+from fewstep.samplers.spread import Spread, load_spread, prior
+from support.goldens import Arrays
+
+K1 = Arrays.load("gmflow/gm_ops_K1")
+
+
+def pair(count: int = 3, seed: int = 0, shape: tuple[int, ...] = (4, 8, 8)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two predictions that agree in part."""
+    generator = torch.Generator().manual_seed(seed)
+    conditional = torch.randn((count, *shape), generator=generator, dtype=torch.float64)
+    return conditional, conditional + 0.3 * torch.randn((count, *shape), generator=generator, dtype=torch.float64)
+
+
+def rms(x: torch.Tensor) -> torch.Tensor:
+    return x.square().flatten(1).mean(1).sqrt()
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.3, 0.7, 0.9])
+@pytest.mark.parametrize("orthogonal", [0, 0.5, 1])
+def test_the_mode_fixed_is_gmflows_guidance_at_one_component(strength, orthogonal):
+    """Recorded from the authors' code: the conditional mean plus their bias."""
+    name = f"pg.w{strength}.o{orthogonal}"
+    bias, guided = K1.tensor(f"{name}.bias"), K1.tensor(f"{name}.gauss.mean")
+    spread = K1.tensor(f"{name}.avg_var").sqrt()
+    ours = ProbabilisticGuidance(strength, "fixed", orthogonal)(guided - bias, K1.tensor("pg.uncond_mean"), 5.0, spread)
+    torch.testing.assert_close(ours, guided, rtol=0, atol=1e-9)
+
+
+def test_the_mode_cap_is_cfg_across_the_prediction_until_the_limit():
+    conditional, unconditional = pair()
+    free = ProbabilisticGuidance(1.0, "cap", 0.0)(conditional, unconditional, 3.0, 1e6)
+    torch.testing.assert_close(free, unconditional + 3 * (conditional - unconditional))
+    capped = ProbabilisticGuidance(0.5, "cap")(conditional, unconditional, 30.0, 0.2)
+    torch.testing.assert_close(rms(capped - conditional), torch.full((3,), 0.1, dtype=torch.float64))
+    along = ((capped - conditional) * conditional).flatten(1).sum(1)
+    torch.testing.assert_close(along, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_the_mode_soft_has_both_as_its_limits():
+    conditional, unconditional = pair()
+    for cfg, spread in ((1.05, 10.0), (200.0, 0.05)):
+        soft, cap = (
+            ProbabilisticGuidance(0.5, mode)(conditional, unconditional, cfg, spread) for mode in ("soft", "cap")
+        )
+        torch.testing.assert_close(soft, cap, rtol=1e-3, atol=1e-5)
+    middle = ProbabilisticGuidance(0.5, "soft")(conditional, unconditional, 3.0, 1.0)
+    assert (
+        rms(middle - conditional) < rms(ProbabilisticGuidance(0.5)(conditional, unconditional, 3.0, 1.0) - conditional)
+    ).all()
+
+
+@pytest.mark.parametrize("mode", ["cap", "fixed", "soft"])
+@pytest.mark.parametrize("shape", [(4, 8, 8), (16, 3, 5, 7), (4, 64)], ids=["image", "video", "line"])
+def test_what_holds_in_every_mode(mode, shape):
+    conditional, unconditional = pair(shape=shape)
+    guidance = ProbabilisticGuidance(0.7, mode)
+    assert torch.equal(guidance(conditional, unconditional, 1.0, 0.4), conditional)
+    assert torch.equal(guidance(conditional, conditional.clone(), 7.0, 0.4), conditional)
+    assert torch.equal(ProbabilisticGuidance(0.0, mode)(conditional, unconditional, 7.0, 0.4), conditional)
+    whole = guidance(conditional, unconditional, 7.0, 0.4)
+    assert (rms(whole - conditional) <= 0.7 * 0.4 * (1 + 1e-9)).all()
+    torch.testing.assert_close(guidance(conditional[1:2], unconditional[1:2], 7.0, 0.4), whole[1:2])
+    broken = unconditional.clone()
+    broken[0, 0] = torch.nan
+    assert torch.equal(guidance(conditional, broken, 7.0, 0.4)[1:], whole[1:])
+    half = guidance(conditional.half(), unconditional.half(), 7.0, 0.4)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.double(), whole, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ((1.0, "fixed"), "below 1 in the mode fixed"),
+        ((-0.1, "cap"), "must be 0 or more"),
+        ((0.5, "hard"), "choose one of cap"),
+        ((0.5, "cap", 1.5), "from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_is_said(given, words):
+    with pytest.raises(ValueError, match=words):
+        ProbabilisticGuidance(*given)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Spread
+
+
+def gaussian_spread(levels: int = 12) -> Spread:
+    """Of data N(0, 1): s^2 = r^2 / (1 + r^2)."""
+    ratios = torch.logspace(2, -2, levels, dtype=torch.float64)
+    return Spread(ratios, 8 * ratios**2 / (1 + ratios**2), torch.full_like(ratios, 8), {"note": "exact"})
+
+
+def test_the_spread_between_and_beyond_its_levels():
+    spread = gaussian_spread()
+    for ratio in (300.0, 70.0, 3.3, 1.0, 0.21, 0.013, 0.004):
+        assert spread.at(ratio) == pytest.approx(ratio / math.sqrt(1 + ratio**2), rel=0.02)
+    assert spread.at(math.inf) == pytest.approx(1.0, rel=1e-3) and spread.at(0.0) == 0.0
+
+
+def test_a_spread_never_rises_when_the_noise_falls():
+    spread = Spread(torch.tensor([10.0, 1.0, 0.1]), torch.tensor([1.0, 1.5, 0.01]), torch.ones(3))
+    values = [spread.at(ratio) for ratio in torch.logspace(-2, 2, 50).tolist()]
+    assert all(high >= low * (1 - 1e-6) for low, high in pairwise(values))
+
+
+def test_the_prior_lies_between_nothing_and_all():
+    shape = (4, 32, 32)
+    values = [prior(ratio, shape) for ratio in (0.0, 0.01, 0.1, 1.0, 10.0, math.inf)]
+    assert values == sorted(values) and values[0] == 0 and values[-1] == 1
+    # A flat spectrum would have ratio / sqrt(1 + ratio^2); one like pictures has far less of it undecided.
+    assert values[3] < 0.75 / math.sqrt(2)
+
+
+def test_a_spread_is_a_file(tmp_path):
+    spread, path = gaussian_spread(), tmp_path / "mine.safetensors"
+    spread.calibration().save(path)
+    loaded = load_spread(path)
+    assert loaded.facts == spread.facts and torch.equal(loaded.ratios, spread.ratios)
+    good = spread.calibration()
+    for words, tensors in {
+        "lacks counts": {"ratios": spread.ratios, "squares": spread.squares},
+        "no spread over falling levels": good.tensors | {"ratios": spread.ratios.flip(0)},
+        "holds no spread": good.tensors | {"squares": spread.squares * torch.nan},
+    }.items():
+        Calibration("spread", tensors, {}).save(path)
+        with pytest.raises(ValueError, match=words):
+            load_spread(path)
