@@ -23,7 +23,9 @@ import torch
 from comfy.model_base import ModelType
 from torch import Tensor, nn
 
+from ...samplers.gmflow import Mixture
 from .demo_network import CONTEXT_WORDS, PIXEL_MEAN, PIXEL_SCALE, TEXT_WIDTH, DemoNetwork
+from .mixtures import MixtureNetwork
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "emoji.safetensors"
 log = logging.getLogger(__name__)
@@ -93,12 +95,12 @@ class DemoV(DemoDiscrete):
     convert = staticmethod(v_from_velocity)
 
 
-class DemoMixture(DemoNetwork):
-    """GMFlow in the host's terms: the mixture's mean for every sampler, the mixture itself by `mixture`."""
+class DemoMixture(DemoNetwork, MixtureNetwork):
+    """GMFlow in the host's terms: the mixture's mean for every sampler, the mixture itself for those who listen."""
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, **host) -> Tensor:
-        mixture = self.mixture(x, timesteps / 1000, context, y, **host)
-        return (mixture["logweights"].exp() * mixture["means"]).sum(dim=1)
+        mixture = Mixture(**self.mixture(x, timesteps / 1000, context, y, **host))
+        return self.answer(mixture, host.get("transformer_options") or {})
 
 
 VARIANTS: dict[str, tuple[ModelType, type[DemoNetwork]]] = {
