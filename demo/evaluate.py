@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from torch import Tensor
 
 start_host()
 import comfy.model_management  # noqa: E402
-import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
 from fewstep.nodes.host.demo_model import EmojiLatent, load_clip, load_model  # noqa: E402
+from fewstep.nodes.host.gmflow import Choice, Guidance, gmflow_guider, gmflow_sampler  # noqa: E402
+from fewstep.nodes.host.measuring import guider_for  # noqa: E402
 
 HERE = Path(__file__).parent
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -39,17 +42,37 @@ def encode(clip, texts: list[str]) -> list:
     return [[context, {"pooled_output": torch.cat([extra["pooled_output"] for _, extra in coded])}]]
 
 
-def draw(variant: str, texts: list[str], cfg: float, steps: int, seed: int) -> Tensor:
-    """Pictures (N, 3, 64, 64) in [-1, 1], one a text, by the host's dpmpp_2m."""
-    model, clip = load_model(variant), load_clip()
+@dataclass(frozen=True)
+class Setting:
+    """How to draw. strength: of the GMFlow Guider, where it guides in the place of the host's cfg."""
+
+    variant: str
+    sampler: str | Choice = "dpmpp_2m"
+    cfg: float = 3.0
+    strength: float | None = None
+
+    @property
+    def words(self) -> dict[str, str]:
+        sampler = f"GMFlow {self.sampler.mode} {self.sampler.order}" if isinstance(self.sampler, Choice) else self.sampler
+        guidance = f"cfg {self.cfg:g}" if self.strength is None else f"strength {self.strength:g}"
+        return {"variant": self.variant, "sampler": sampler, "guidance": guidance}
+
+
+def draw(setting: Setting, texts: list[str], steps: int, seed: int) -> Tensor:
+    """Pictures (N, 3, 64, 64) in [-1, 1], one a text."""
+    model, clip = load_model(setting.variant), load_clip()
     latent = torch.zeros(len(texts), 3, 64, 64)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
-    scheduler = "karras" if variant in ("eps", "v") else "simple"
-    positive, negative = encode(clip, texts), encode(clip, [""] * len(texts))
-    drawn = comfy.sample.sample(
-        model, noise, steps, cfg, "dpmpp_2m", scheduler, positive, negative, latent, disable_pbar=True, seed=seed
-    )
-    return drawn.clamp(-1, 1)
+    scheduler = "karras" if setting.variant in ("eps", "v") else "simple"
+    prompts = encode(clip, texts), encode(clip, [""] * len(texts))
+    if setting.strength is None:
+        guider = guider_for(model, *prompts, setting.cfg)
+    else:
+        guider = gmflow_guider(model, *prompts, Guidance(setting.strength))
+    choice = setting.sampler
+    sampler = comfy.samplers.sampler_object(choice) if isinstance(choice, str) else gmflow_sampler(choice)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+    return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed).cpu().clamp(-1, 1)
 
 
 def named(drawn: Tensor, wanted: list[Emoji], emoji: list[Emoji], data: Tensor) -> tuple[int, int]:
@@ -92,18 +115,43 @@ def sheet(drawn: Tensor, columns: int, path: Path) -> None:
     Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * 64, columns * 64, 3)).save(path, optimize=True)
 
 
+def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor) -> None:
+    """Named pictures, and the distance to the nearest one, at 4 and 8 calls and 3 seeds, one line a setting."""
+    samplers = [Choice(mode, order, 0, 1.0, False) for mode in ("ode", "sde") for order in (1, 2)]
+    settings = [Setting("flow", "euler"), Setting("gmflow", "euler")]
+    settings += [Setting("gmflow", sampler) for sampler in samplers]
+    settings += [Setting("gmflow", sampler, strength=w) for w in (0.45, 0.7) for sampler in ("euler", *samplers)]
+    for calls in (4, 8):
+        for setting in settings:
+            drawn = [draw(setting, texts, calls, seed) for seed in range(3)]
+            itself, kind = (sum(n) for n in zip(*(named(d, wanted, emoji, data) for d in drawn), strict=True))
+            apart = torch.stack([nearest_distance(d, data) for d in drawn]).mean().item()
+            row = {"calls": calls, **setting.words, "of": 300, "named_picture": itself, "its_subcategory": kind}
+            print(json.dumps(row | {"to_the_nearest": round(apart, 4)}), flush=True)
+
+
+def nearest_distance(drawn: Tensor, data: Tensor) -> Tensor:
+    """Root mean squared difference of every picture to the nearest of the data, (N,): how clean it is drawn."""
+    return torch.cdist(drawn.flatten(1), data.flatten(1)).amin(1) / drawn[0].numel() ** 0.5
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / ".state", help="where the picture archive is or goes")
     parser.add_argument("--sheet", type=Path, default=HERE / "samples.png")
+    parser.add_argument("--few-calls", action="store_true", help="4 and 8 model calls instead, GMFlow beside Euler")
     args = parser.parse_args()
     package = download(args.data)
     emoji = select(package)
     data = torch.from_numpy(pictures(package, emoji))
     wanted = prompts(emoji, 100)
+    texts = [e.name for e in wanted]
+    if args.few_calls:
+        few_calls(texts, wanted, emoji, data)
+        return
     for variant in ("eps", "gmflow"):
-        drawn = draw(variant, [e.name for e in wanted], 3.0, 30, seed=0)
+        drawn = draw(Setting(variant), texts, 30, seed=0)
         itself, kind = named(drawn, wanted, emoji, data)
         print(json.dumps({"variant": variant, "of": 100, "named_picture": itself, "its_subcategory": kind}))
         if variant == "eps":

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.gmflow import Choice, Guidance, gmflow_guider, gmflow_sampler
+from .host.gmflow import MODES, Choice, Guidance, gmflow_guider, gmflow_sampler
 from .host.gmflow_model import label_conditioning, load_gmflow, model_names, path_of
 
 CATEGORY = "FewStep/gmflow"
-MODES = ["ode", "sde"]
 
 
 class FewStepLoadGMFlow(io.ComfyNode):
@@ -24,8 +23,8 @@ class FewStepLoadGMFlow(io.ComfyNode):
                 io.Combo.Input(
                     "name",
                     options=model_names(),
-                    tooltip="A file in models/diffusion_models: transformer/diffusion_pytorch_model.bf16.safetensors of "
-                    "gmflow_imagenet_k8_ema, under any name.",
+                    tooltip="A file in models/diffusion_models: of the release gmflow_imagenet_k8_ema it is "
+                    "transformer/diffusion_pytorch_model.bf16.safetensors, under any name.",
                 )
             ],
             outputs=[io.Model.Output()],
@@ -97,8 +96,8 @@ class FewStepGMFlowGuider(io.ComfyNode):
                     max=0.99,
                     step=0.01,
                     round=0.001,
-                    tooltip="How far the prediction moves towards the prompt, in standard deviations of the model's own "
-                    "uncertainty, 0 to 0.99. 0: none, at half the time. It is no cfg.",
+                    tooltip="How far the prediction moves towards the prompt, in standard deviations of the model's "
+                    "own uncertainty, 0 to 0.99. 0: none, at half the time. It is no cfg.",
                 ),
                 io.Float.Input(
                     "orthogonal",
@@ -150,7 +149,7 @@ class FewStepGMFlowSampler(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "mode",
-                    options=MODES,
+                    options=list(MODES),
                     default="ode",
                     tooltip="ode: no noise after the start. sde: draws from the mixture and adds noise at every step.",
                 ),
@@ -166,8 +165,8 @@ class FewStepGMFlowSampler(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="Of ode: steps between two model calls, 0 to 1024. They cost next to nothing. 0: 128 shared "
-                    "among the calls, as in the paper.",
+                    tooltip="Of ode: steps between two model calls, 0 to 1024. They cost next to nothing. 0: 128 "
+                    "shared among the calls, as in the paper.",
                 ),
                 io.Float.Input(
                     "temperature",

@@ -10,12 +10,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...samplers.choices import check_choice
 from ...samplers.gmflow import GMFlow, Mixture, Prediction, SpectralDraw, guided
-from ...samplers.gmflow.mixture import mean
+from ...samplers.gmflow.mixture import checked, mean
 from .mixtures import MixtureNetwork, Recorder, predicts_mixtures
 from .noise import ItemNoise
 from .sampler import reporter
 
+MODES = ("ode", "sde")
 SHARED_SUBSTEPS = 128  # among all calls of a run: what the authors take
 HOW_TO_GET_ONE = "Connect Load GMFlow, or the Demo Model with the variant gmflow."
 
@@ -69,15 +71,15 @@ class GMFlowGuider(comfy.samplers.CFGGuider):
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
         options = model_options or {}
-        recorder = Recorder.of(options)
-        if recorder is None:
-            recorder = Recorder()
-            options = recorder.on(options)
         strength = self.strength_at(float(timestep[0]))
+        recorder = Recorder.of(options) or Recorder()
+        if Recorder.of(options) is None:
+            options = recorder.on(options)
 
         def guide(args: dict[str, Any]) -> Tensor:
             recorder.prediction = self.prediction(recorder.sides, strength)
-            return args["input"] - (mean(recorder.prediction.mixture) if strength else args["cond_denoised"])
+            mixture = checked(recorder.prediction.mixture)
+            return args["input"] - (mean(mixture) if strength else args["cond_denoised"])
 
         return comfy.samplers.sampling_function(
             self.inner_model,
@@ -223,5 +225,6 @@ def kept_outside(model, x: Tensor, nodes: Tensor, extra_args: dict[str, Any]) ->
 
 def gmflow_sampler(choice: Choice) -> comfy.samplers.KSAMPLER:
     """A SAMPLER. Raises ValueError for choices out of range, before anything runs."""
+    check_choice("mode", choice.mode, MODES)
     GMFlow(choice.mode, choice.order, choice.substeps or 1, choice.temperature)
     return comfy.samplers.KSAMPLER(sample_gmflow, {"choice": choice})

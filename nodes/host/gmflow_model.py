@@ -60,7 +60,10 @@ class GMFlowModel(comfy.model_base.BaseModel):
     """BaseModel conditioned by a label. names: those of its classes, where known; spectrum: its network, or None."""
 
     names: tuple[str, ...] = ()
-    spectrum: SpectrumNetwork | None = None
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.register_module("spectrum", None)
 
     def extra_conds(self, **given) -> dict[str, comfy.conds.CONDRegular]:
         if LABEL not in given:
@@ -212,7 +215,10 @@ def conditioning_of(number: int) -> list:
 
 
 def number_of(label: str, names: tuple[str, ...], classes: int) -> int:
-    """The class of a number or a name, in any case of letters. Raises ValueError, with names that are near."""
+    """The class of a number or a name. Raises ValueError, with names that are near.
+
+    Upper and lower case count only where they tell classes apart: ImageNet has a Cardigan (dog) and a cardigan.
+    """
     wanted = label.strip()
     if wanted.lstrip("+-").isdecimal():
         if not 0 <= int(wanted) < classes:
@@ -220,9 +226,11 @@ def number_of(label: str, names: tuple[str, ...], classes: int) -> int:
         return int(wanted)
     if not names:
         raise ValueError(
-            f"label is {label!r}, and this model's names are not known. Give a number from 0 to {classes - 1}, or put a "
-            "file with a name a line beside the model, called as it is and ending in .txt."
+            f"label is {label!r}, and this model's names are not known. Give a number from 0 to {classes - 1}, or put "
+            "a file with a name a line beside the model, called as it is and ending in .txt."
         )
+    if names.count(wanted) == 1:
+        return names.index(wanted)
     known = [name.lower() for name in names]
     same = [i for i, name in enumerate(known) if name == wanted.lower()]
     if len(same) == 1:

@@ -79,14 +79,14 @@ class Recorder:
         """
         if self.sides:
             return executor(model, conds, x, sigma, model_options)
-        conds = [side and named_apart(side) for side in conds]
+        conds = named_apart(conds)
         answers = executor(model, conds, x, sigma, model_options)
         self.sides = [self.side(side or [], x, sigma) for side in conds]
         self.told.clear()
         return answers
 
     def side(self, conds: list[dict], x: Tensor, sigma: Tensor) -> Mixture | None:
-        """The mixture of x0 of one list of prompts. Raises ValueError where the host cut x in another way than areas."""
+        """The mixture of x0 of one list of prompts. Raises ValueError where x was cut into other parts than areas."""
         told = [(self.told[c["uuid"]], c) for c in conds if c["uuid"] in self.told]
         if not told:
             return None
@@ -97,10 +97,12 @@ class Recorder:
         return x0_from_u(mixture, x, sigma)
 
 
-def named_apart(conds: list[dict]) -> list[dict]:
-    """The prompts, each with a name of its own: the host copies some, for areas, with their names."""
-    names = {c["uuid"] for c in conds}
-    return conds if len(names) == len(conds) else [{**c, "uuid": uuid4()} for c in conds]
+def named_apart(sides: list[list[dict] | None]) -> list[list[dict] | None]:
+    """All prompts, each with a name of its own: for areas the host copies some to the other side, with their names."""
+    names = [c["uuid"] for side in sides for c in side or []]
+    if len(set(names)) == len(names):
+        return sides
+    return [side and [{**c, "uuid": uuid4()} for c in side] for side in sides]
 
 
 def joined(parts: list[tuple[Mixture, Tensor, list[int] | None]], x: Tensor) -> Mixture:
@@ -132,5 +134,8 @@ def placed(values: Tensor, area: list[int] | None, x: Tensor) -> Tensor:
         return values
     sizes, corners = area[: len(area) // 2], area[len(area) // 2 :]
     whole = values.new_zeros((*values.shape[:3], *x.shape[2:]))
-    whole[(..., *(slice(at, at + n) for at, n in zip(corners, sizes, strict=True)))] = values
+    inside = whole
+    for axis, (corner, size) in enumerate(zip(corners, sizes, strict=True), 3):
+        inside = inside.narrow(axis, corner, size)
+    inside.copy_(values)
     return whole
