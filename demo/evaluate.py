@@ -53,7 +53,9 @@ class Setting:
 
     @property
     def words(self) -> dict[str, str]:
-        sampler = f"GMFlow {self.sampler.mode} {self.sampler.order}" if isinstance(self.sampler, Choice) else self.sampler
+        sampler = (
+            f"GMFlow {self.sampler.mode} {self.sampler.order}" if isinstance(self.sampler, Choice) else self.sampler
+        )
         guidance = f"cfg {self.cfg:g}" if self.strength is None else f"strength {self.strength:g}"
         return {"variant": self.variant, "sampler": sampler, "guidance": guidance}
 

@@ -14,7 +14,9 @@ from support.server import PREVIEW, Cancelled, HostError
 from .test_demo_server import custom_graph, draw, middle, node
 
 
-def sampler_node(mode: str = "ode", order: int = 2, substeps: int = 0, temperature: float = 1.0, spectral: bool = False):
+def sampler_node(
+    mode: str = "ode", order: int = 2, substeps: int = 0, temperature: float = 1.0, spectral: bool = False
+):
     given = {"mode": mode, "order": order, "substeps": substeps, "temperature": temperature, "spectral": spectral}
     return node("FewStepGMFlowSampler", **given)
 

@@ -88,6 +88,14 @@ CONTRACT = {
         ["spread"],
         ["MODEL"],
     ),
+    "FewStepLoadGMFlow": (["name"], [], ["MODEL"]),
+    "FewStepGMFlowLabel": (["model", "label"], [], ["CONDITIONING", "CONDITIONING"]),
+    "FewStepGMFlowGuider": (
+        ["model", "positive", "negative", "strength", "orthogonal", "start_percent", "end_percent"],
+        [],
+        ["GUIDER"],
+    ),
+    "FewStepGMFlowSampler": (["mode", "order", "substeps", "temperature", "spectral"], [], ["SAMPLER"]),
 }
 
 
