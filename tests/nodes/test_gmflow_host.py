@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ SPECTRUM = FOLDER / "gmflow" / "tiny_spectrum.safetensors"
 
 
 @pytest.fixture
-def models(tmp_path, host) -> Path:
+def models(tmp_path, host) -> Iterator[Path]:
     """A folder that the host searches for diffusion models, with the tiny GM-DiT, its config and its spectrum."""
     import folder_paths
 
@@ -68,10 +69,16 @@ def demo(positive: str = "red apple", negative: str = ""):
     return load_model("gmflow"), *prompts
 
 
-def guider(model, positive, negative, strength: float = 0.45, **rest):
+def guider(model, positive: list, negative: list, *, strength: float = 0.45, **rest):
     from fewstep.nodes.host.gmflow import Guidance, gmflow_guider
 
     return gmflow_guider(model, positive, negative, Guidance(strength, **rest))
+
+
+def cfg_guider(model, positive: list, negative: list, *, cfg: float):
+    from fewstep.nodes.host.measuring import guider_for
+
+    return guider_for(model, positive, negative, cfg)
 
 
 def sampler(mode: str = "ode", order: int = 2, substeps: int = 8, temperature: float = 1.0, spectral: bool = False):
@@ -147,14 +154,14 @@ def test_guidance_only_in_its_part_of_the_run():
 
 
 def test_cfg_1_is_the_conditional_mixture_and_cfg_moves_its_mean():
-    from fewstep.nodes.host.measuring import guider_for
-
     model, *prompts = demo()
     x = torch.randn(2, 3, 16, 16)
     ours = run(guider(model, *prompts, strength=0.0), sampler(), x)
-    torch.testing.assert_close(run(guider_for(model, *prompts, 1.0), sampler(), x), ours, rtol=1e-4, atol=1e-4)
-    one_step = run(guider_for(model, *prompts, 3.0), sampler("sde", order=1), x, calls=1)
-    torch.testing.assert_close(one_step, run(guider_for(model, *prompts, 3.0), euler(), x, calls=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(run(cfg_guider(model, *prompts, cfg=1.0), sampler(), x), ours, rtol=1e-4, atol=1e-4)
+    one_step, expected = (
+        run(cfg_guider(model, *prompts, cfg=3.0), how, x, calls=1) for how in (sampler("sde", order=1), euler())
+    )
+    torch.testing.assert_close(one_step, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("mode, order", [("ode", 1), ("ode", 2), ("sde", 1), ("sde", 2)])
@@ -464,12 +471,11 @@ def test_choices_out_of_range_are_told_before_anything_runs(given, words):
 
 
 def test_an_ordinary_model_is_told_what_is_missing():
-    from fewstep.nodes.host.measuring import guider_for
     from support.host_mixture import label_conditioning, mixture_model
 
     model, prompt = mixture_model(picture_like(), "flow"), label_conditioning([0])
     with pytest.raises(ValueError, match="GMFlow Sampler needs a model that predicts Gaussian mixtures.*Load GMFlow"):
-        run(guider_for(model, prompt, prompt, 1.0), sampler(), torch.randn(1, 4, 16, 16))
+        run(cfg_guider(model, prompt, prompt, cfg=1.0), sampler(), torch.randn(1, 4, 16, 16))
     with pytest.raises(ValueError, match="GMFlow Guider needs a model.*For this model use CFG Guider"):
         guider(model, prompt, prompt)
 
@@ -491,14 +497,12 @@ def test_a_guider_of_another_kind_is_told():
 @pytest.mark.parametrize("strength", [0.0, 0.45])
 @pytest.mark.parametrize("how", ["ours", "euler"])
 def test_numbers_that_cannot_be_used_are_never_a_grey_picture(how, strength):
-    from fewstep.nodes.host.measuring import guider_for
-
     model, *prompts = demo()
     x = torch.full((1, 3, 16, 16), float("nan"))
     with pytest.raises(ValueError, match="are not numbers"):
-        run(guider(model, *prompts, strength), sampler() if how == "ours" else euler(), x)
+        run(guider(model, *prompts, strength=strength), sampler() if how == "ours" else euler(), x)
     with pytest.raises(ValueError, match="are not numbers"):
-        run(guider_for(model, *prompts, 3.0), sampler() if how == "ours" else euler(), x)
+        run(cfg_guider(model, *prompts, cfg=3.0), sampler() if how == "ours" else euler(), x)
 
 
 def test_one_component_and_odd_sizes(models):
