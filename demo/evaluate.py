@@ -117,18 +117,21 @@ def sheet(drawn: Tensor, columns: int, path: Path) -> None:
     Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * 64, columns * 64, 3)).save(path, optimize=True)
 
 
-def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor) -> None:
-    """Named pictures, and the distance to the nearest one, at 4 and 8 calls, a line a setting."""
+def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, path: Path) -> None:
+    """Named pictures, and the distance to the nearest one, at 4 and 8 calls, a line and a row of pictures a setting."""
     ode, first, sde = (Choice(mode, order, 0, 1.0, False) for mode, order in (("ode", 2), ("ode", 1), ("sde", 2)))
     settings = [Setting("flow", "euler"), Setting("gmflow", "euler"), Setting("gmflow", ode), Setting("gmflow", sde)]
     settings += [Setting("gmflow", sampler, strength=0.45) for sampler in (ode, sde, first, "euler")]
     settings += [Setting("gmflow", ode, strength=0.7)]
+    rows = []
     for calls in (4, 8):
         for setting in settings:
             drawn = draw(setting, texts, calls, seed=0)
+            rows.append(drawn[:8])
             itself, kind = named(drawn, wanted, emoji, data)
             row = {"calls": calls, **setting.words, "of": 100, "named_picture": itself, "its_subcategory": kind}
             print(json.dumps(row | {"to_the_nearest": round(to_the_nearest(drawn, data), 4)}), flush=True)
+    sheet(torch.cat(rows), 8, path)
 
 
 def to_the_nearest(drawn: Tensor, data: Tensor) -> float:
@@ -149,7 +152,7 @@ def main() -> None:
     wanted = prompts(emoji, 100)
     texts = [e.name for e in wanted]
     if args.few_calls:
-        few_calls(texts, wanted, emoji, data)
+        few_calls(texts, wanted, emoji, data, args.sheet)
         return
     for variant in ("eps", "gmflow"):
         drawn = draw(Setting(variant), texts, 30, seed=0)

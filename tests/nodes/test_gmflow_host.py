@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import shutil
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("host")
 TINY = FOLDER / "gmflow" / "tiny_gmdit.safetensors"
+log = logging.getLogger(__name__)
 SPECTRUM = FOLDER / "gmflow" / "tiny_spectrum.safetensors"
 
 
@@ -315,6 +317,22 @@ def test_the_tiny_checkpoint_is_a_model_of_the_host(models):
     assert {k.removeprefix("diffusion_model.") for k in model.model_state_dict("diffusion_model.")} == set(state)
 
 
+def test_half_precision_weights_are_cast_by_the_host(models, monkeypatch):
+    """bfloat16 weights where the device computes in float32: the host's operations cast every layer."""
+    import comfy.model_management
+
+    x = normal((1, 4, 8, 8), 2, torch.float32)
+    exact = load()
+    expected = run(guider(exact, *labels(exact)), sampler(), x, calls=1)
+    monkeypatch.setattr(comfy.model_management, "unet_dtype", lambda *given, **more: torch.bfloat16)
+    half = load()
+    assert half.model.manual_cast_dtype == torch.float32
+    assert {v.dtype for v in half.model.diffusion_model.state_dict().values()} == {torch.bfloat16}
+    drawn = run(guider(half, *labels(half)), sampler(), x, calls=1)
+    assert (drawn - expected).abs().max() < 0.05 * expected.abs().max()
+    assert not torch.equal(drawn, expected)
+
+
 def test_a_config_json_of_another_model_is_left_alone(models):
     (models / "tiny.json").rename(models / "config.json")
     assert load().model.diffusion_model.config == GMDiTConfig.of_json(weights("tiny_gmdit")[1])
@@ -522,7 +540,7 @@ def test_one_component_and_odd_sizes(models):
 # Full size: FEWSTEP_FULL_SIZE=1, 8 GB of memory
 
 
-@pytest.mark.skipif("FEWSTEP_FULL_SIZE" not in os.environ, reason="takes 8 GB; set FEWSTEP_FULL_SIZE=1")
+@pytest.mark.skipif("FEWSTEP_FULL_SIZE" not in os.environ, reason="takes 8 GB; FEWSTEP_FULL_SIZE=1 runs it")
 def test_a_full_size_checkpoint_loads_and_runs_a_step(models):
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in GMDiT(GMDiTConfig()).state_dict().items()}
@@ -538,7 +556,10 @@ def test_a_full_size_checkpoint_loads_and_runs_a_step(models):
     drawn = run(guider(model, *labels(model, "golden retriever"), strength=0.0), sampler(), x, calls=1)
     ended = time.monotonic()
     assert drawn.shape == x.shape and drawn.isfinite().all()
-    print(
-        f"\n{(models / 'full.safetensors').stat().st_size / 1e9:.2f} GB, in {model.model_dtype()}: "
-        f"loaded in {loaded - began:.1f} s, a step in {ended - loaded:.1f} s"
+    log.warning(
+        "%.2f GB, in %s: loaded in %.1f s, a step in %.1f s",
+        (models / "full.safetensors").stat().st_size / 1e9,
+        model.model_dtype(),
+        loaded - began,
+        ended - loaded,
     )
