@@ -117,10 +117,11 @@ def sheet(drawn: Tensor, columns: int, path: Path) -> None:
     Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * 64, columns * 64, 3)).save(path, optimize=True)
 
 
-def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, path: Path) -> None:
+def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, path: Path | None) -> None:
     """Named pictures, and the distance to the nearest one, at 4 and 8 calls, a line and a row of pictures a setting."""
     ode, first, sde = (Choice(mode, order, 0, 1.0, False) for mode, order in (("ode", 2), ("ode", 1), ("sde", 2)))
-    settings = [Setting("flow", "euler"), Setting("gmflow", "euler"), Setting("gmflow", ode), Setting("gmflow", sde)]
+    settings = [Setting("flow", "euler", cfg=cfg) for cfg in (1.5, 3.0)] + [Setting("gmflow", "euler")]
+    settings += [Setting("gmflow", ode), Setting("gmflow", sde)]
     settings += [Setting("gmflow", sampler, strength=0.45) for sampler in (ode, sde, first, "euler")]
     settings += [Setting("gmflow", ode, strength=0.7)]
     rows = []
@@ -131,7 +132,8 @@ def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: T
             itself, kind = named(drawn, wanted, emoji, data)
             row = {"calls": calls, **setting.words, "of": 100, "named_picture": itself, "its_subcategory": kind}
             print(json.dumps(row | {"to_the_nearest": round(to_the_nearest(drawn, data), 4)}), flush=True)
-    sheet(torch.cat(rows), 8, path)
+    if path:
+        sheet(torch.cat(rows), 8, path)
 
 
 def to_the_nearest(drawn: Tensor, data: Tensor) -> float:
@@ -143,7 +145,7 @@ def to_the_nearest(drawn: Tensor, data: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / ".state", help="where the picture archive is or goes")
-    parser.add_argument("--sheet", type=Path, default=HERE / "samples.png")
+    parser.add_argument("--sheet", type=Path, help="a PNG of some pictures; with --few-calls only if given")
     parser.add_argument("--few-calls", action="store_true", help="4 and 8 model calls instead, GMFlow beside Euler")
     args = parser.parse_args()
     package = download(args.data)
@@ -159,7 +161,7 @@ def main() -> None:
         itself, kind = named(drawn, wanted, emoji, data)
         print(json.dumps({"variant": variant, "of": 100, "named_picture": itself, "its_subcategory": kind}))
         if variant == "eps":
-            sheet(drawn[:64], 8, args.sheet)
+            sheet(drawn[:64], 8, args.sheet or HERE / "samples.png")
     for row in velocity_errors(EmojiLatent().process_in(data)):
         print(json.dumps({k: round(v, 4) for k, v in row.items()}))
 

@@ -272,6 +272,25 @@ def test_a_patch_of_the_result_counts():
     torch.testing.assert_close(drawn, model.model.process_latent_out(torch.full_like(drawn, 0.25)), atol=1e-5, rtol=0)
 
 
+def test_a_patch_that_calls_the_model_again_does_not_change_the_mixture():
+    """As self-attention guidance does."""
+    import comfy.samplers
+
+    def again(args):
+        conds, options = [args["cond"], args["cond"]], args["model_options"]
+        comfy.samplers.calc_cond_batch(args["model"], conds, args["input"] * 0.1, args["sigma"], options)
+        return args["denoised"]
+
+    model, *prompts = demo()
+    x = torch.randn(1, 3, 16, 16)
+    used = (cfg_guider(model, *prompts, cfg=1.0), guider(model, *prompts))
+    alone = [run(one, sampler("sde"), x) for one in used]
+    model.set_model_sampler_post_cfg_function(again)
+    used = (cfg_guider(model, *prompts, cfg=1.0), guider(model, *prompts))
+    for one, expected in zip(used, alone, strict=True):
+        torch.testing.assert_close(run(one, sampler("sde"), x), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_nothing_is_left_on_the_model_after_a_run():
     from fewstep.nodes.host import mixtures
 
