@@ -120,10 +120,10 @@ def sheet(drawn: Tensor, columns: int, path: Path) -> None:
 def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, path: Path | None) -> None:
     """Named pictures, and the distance to the nearest one, at 4 and 8 calls, a line and a row of pictures a setting."""
     ode, first, sde = (Choice(mode, order, 0, 1.0, False) for mode, order in (("ode", 2), ("ode", 1), ("sde", 2)))
-    settings = [Setting("flow", "euler", cfg=cfg) for cfg in (1.5, 3.0)] + [Setting("gmflow", "euler")]
-    settings += [Setting("gmflow", ode), Setting("gmflow", sde)]
-    settings += [Setting("gmflow", sampler, strength=0.45) for sampler in (ode, sde, first, "euler")]
-    settings += [Setting("gmflow", ode, strength=0.7)]
+    settings = [Setting("flow", "euler", cfg) for cfg in (3.0, 1.5)]
+    settings += [Setting("gmflow", sampler) for sampler in ("euler", ode, sde)] + [Setting("gmflow", sde, 1.5)]
+    settings += [Setting("gmflow", sampler, strength=0.45) for sampler in ("euler", first, ode, sde)]
+    settings += [Setting("gmflow", ode, strength=0.7), Setting("gmflow", sde, strength=0.2)]
     rows = []
     for calls in (4, 8):
         for setting in settings:
