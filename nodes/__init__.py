@@ -6,8 +6,8 @@ from comfy_api.latest import ComfyExtension, io
 
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
-from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
+from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
 from .restart import FewStepRestartInterval, FewStepRestartSampler, FewStepRestartSchedule
 
