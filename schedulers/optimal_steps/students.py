@@ -7,7 +7,7 @@ goes there. Nothing is changed in place, so many paths go on from one state.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +20,8 @@ from ...samplers.dpm_solver_v3.coefficients import Coefficients
 from ...samplers.dpm_solver_v3.plan import Course, lams_of
 from ...samplers.dpm_solver_v3.solver import State as SolverState
 from ...samplers.dpm_solver_v3.solver import advance, on_device
+
+LOOKS_BACK = 4  # nodes, more than any order of DPM-Solver-v3
 
 
 class State(NamedTuple):
@@ -101,7 +103,6 @@ class V3:
     solver: DPMSolverV3
     item: torch.Size
     ends_below: float = 0.0
-    keeps: int = field(init=False, default=4)
 
     @cached_property
     def basis(self) -> Basis:
@@ -115,7 +116,7 @@ class V3:
 
     def course(self, state: State, sigma: float) -> Course:
         """The end of the path, as long as the highest order looks back."""
-        sigmas = (*state.sigmas[-self.keeps :], sigma)
+        sigmas = (*state.sigmas[-LOOKS_BACK:], sigma)
         options = self.solver.options
         if sigmas[-2] <= self.ends_below:
             options = replace(options, last_step="denoised")
@@ -137,5 +138,5 @@ class V3:
         before = memory.solver
         if before.corrector is not None:  # the solver works in it, and other steps start from here too
             before = before._replace(corrector=before.corrector.clone())
-        after = advance(on_device(step, self.basis, memory.denoised), before, memory.denoised, self.keeps)
+        after = advance(on_device(step, self.basis, memory.denoised), before, memory.denoised, LOOKS_BACK)
         return self.basis.inverse(after.z), after, correction
