@@ -34,12 +34,12 @@ def schedule_graph(schedule: dict, variant: str = "flow", sampler: str = "dpmpp_
 @pytest.fixture(scope="module")
 def saved(server) -> str:
     """The name of a file that a search saved."""
-    progress, text = run(server, schedule_graph(search_node(save_as="mine")))
+    progress, text = run(server, schedule_graph(search_node(save_as="searched")))
     (total,) = {int(number) for number in re.findall(r"MB of latents\): (\d+) model calls of one latent", text)}
     assert (total, total) in progress
     assert re.search(rf"\d+ of {total} model calls of one latent at most, 0:\d\d left", text)
-    assert "dpmpp_2m, 4 calls, cfg 3: " in text and text.endswith("models/fewstep/mine.safetensors")
-    return "mine.safetensors"
+    assert "dpmpp_2m, 4 calls, cfg 3: " in text and text.endswith("models/fewstep/searched.safetensors")
+    return "searched.safetensors"
 
 
 def test_a_search_is_loaded_in_a_second_workflow(server, saved):
@@ -55,7 +55,7 @@ def test_a_search_is_loaded_in_a_second_workflow(server, saved):
 
 def test_the_same_search_costs_nothing_again(server, saved):
     """Another workflow, so that the host itself has nothing cached: the file is found by its content."""
-    progress, text = run(server, schedule_graph(search_node(save_as=" mine "), sampler="euler"))
+    progress, text = run(server, schedule_graph(search_node(save_as=" searched "), sampler="euler"))
     assert "Searching" not in text and {total for _, total in progress} <= {1, 4}
 
 
@@ -75,7 +75,7 @@ def test_the_chart_is_on_the_node(server):
 
 def test_a_cancelled_search_leaves_no_file_and_goes_on_later(server):
     before = files(server)
-    prompt = schedule_graph(search_node(save_as="cancelled", seed=5))
+    prompt = schedule_graph(search_node(save_as="stopped", seed=5))
 
     def stop(value: int, total: int) -> None:
         if total > 100 and value > total // 2:
@@ -86,7 +86,7 @@ def test_a_cancelled_search_leaves_no_file_and_goes_on_later(server):
     assert files(server) == before
     assert draw(server, graph("eps", steps=4, seed=9)).shape == (64, 64, 3)
     run(server, prompt)
-    assert files(server) == before | {"cancelled.safetensors"}
+    assert files(server) == before | {"stopped.safetensors"}
 
 
 @pytest.mark.parametrize(
