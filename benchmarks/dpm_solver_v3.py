@@ -53,16 +53,20 @@ class Row:
     geometric: float
 
 
+def first(conditioning: list, count: int) -> list:
+    """The conditioning of the first items; one that is for all stays as it is."""
+    return [
+        [c[:count], {name: v[:count] if torch.is_tensor(v) else v for name, v in extra.items()}]
+        for c, extra in conditioning
+    ]
+
+
 def statistics_of(problem: Problem):
     """Measured as the node does at its defaults, a batch of images at a time to save minutes."""
     from fewstep.nodes.host.estimate import Request, estimate
 
-    def some(conditioning: list) -> list:
-        """The conditioning of the first four items."""
-        return [[c[:4], {k: v[:4] if torch.is_tensor(v) else v for k, v in extra.items()}] for c, extra in conditioning]
-
     latent = torch.zeros_like(problem.noise[:4])
-    given = (problem.model, some(problem.positive), some(problem.negative), problem.cfg, latent)
+    given = (problem.model, first(problem.positive, 4), first(problem.negative, 4), problem.cfg, latent)
     return estimate(Request(*given, seed=99, images=8, levels=20, pooling="global", derivative="auto"), None, {}, None)
 
 

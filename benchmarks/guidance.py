@@ -65,15 +65,6 @@ def overlapping(components: int = 16, classes: int = 4, size: int = 8, share: fl
     return Mixture(means, power * (1 - share), torch.arange(components) % classes)
 
 
-def true_draws(count: int, seed: int) -> Tensor:
-    """Of the class."""
-    mixture, generator = overlapping(), torch.Generator().manual_seed(seed)
-    own = (mixture.classes == LABEL).nonzero().flatten()
-    means = mixture.means[own[torch.randint(len(own), (count,), generator=generator)]]
-    noise = torch.randn((count, *mixture.spectrum.shape), generator=generator, dtype=torch.float64)
-    return mixture.to_pixels(means + mixture.spectrum.sqrt() * noise)
-
-
 def fit_of(x: Tensor) -> float:
     """The mean log-probability of the class, given x."""
     mixture = overlapping()
@@ -153,7 +144,7 @@ def measured_spread(model):
 
 def measure(variant: str, cfgs: tuple[float, ...]) -> Iterator[Row]:
     model = mixture_model(overlapping(), variant, shift=1.0)
-    spread, truth = measured_spread(model), true_draws(4 * DRAWS, 1)
+    spread, truth = measured_spread(model), overlapping().sample(4 * DRAWS, 1, LABEL)
     edge = truth.abs().flatten().kthvalue(int(0.999 * truth.numel())).values
     scheduler = "simple" if variant == "flow" else "karras"
     for kind, settings in GRID.items():
@@ -214,8 +205,8 @@ def main() -> None:
     for variant in args.variants:
         rows += measure(variant, CFGS[variant])
         args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    truth = true_draws(DRAWS, 2)
-    distance = 1000 * sliced_energy_distance(truth, true_draws(4 * DRAWS, 1))
+    truth = overlapping().sample(DRAWS, 2, LABEL)
+    distance = 1000 * sliced_energy_distance(truth, overlapping().sample(4 * DRAWS, 1, LABEL))
     print(f"true draws: distance {distance:.1f}, fit {fit_of(truth):.3f}")
     print(by_distance(rows), at_equal_fit(rows), sep="\n\n")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dpm_solver_v3 import statistics_of
+from dpm_solver_v3 import errors, first, statistics_of
 from error_per_call import comfy, host_entry
-from problems import Problem, demo_problem, mixture_problem, run
-from torch import Tensor
+from problems import Problem, demo_problem, mixture_problem
 
 PROBLEMS: dict[str, Callable[[int], Problem]] = {
     f"{kind}-{variant}-cfg{cfg:g}": partial(make, variant, cfg)
@@ -40,26 +38,9 @@ class Row:
     solver: str
     calls: int
     schedule: str
-    geometric: float
     mean: float
     median: float
-
-
-def errors(problem: Problem, sampler, sigmas: Tensor, calls: int) -> tuple[float, float, float]:
-    """Geometric mean, mean and median over the seeds."""
-    drawn, spent = run(problem, sampler, sigmas)
-    if spent > calls:
-        raise AssertionError(f"{spent} model calls instead of {calls}")
-    e = (drawn - problem.end).double().square().flatten(1).mean(1).nan_to_num(math.inf)
-    return e.clamp(1e-12, 1e6).log().mean().exp().item(), e.mean().item(), e.median().item()
-
-
-def first(conditioning: list, count: int) -> list:
-    """The conditioning of the first items; one that is for all stays as it is."""
-    return [
-        [c[:count], {name: v[:count] if torch.is_tensor(v) else v for name, v in extra.items()}]
-        for c, extra in conditioning
-    ]
+    geometric: float
 
 
 def sampler_of(solver: str, measured: Any):

@@ -199,8 +199,8 @@ class FewStepEstimateStatistics(io.ComfyNode):
         latent = latent_for(model, latent_image)
         request = Request(model, positive, negative, cfg, latent, seed, images, levels, pooling, derivative)
         facts = request.facts
-        path = path_for(save_as, f"{facts['prediction'].lower()}-cfg{cfg:g}-{key_of(facts)}", facts, load_measured)
-        known = load_measured(path) if path.exists() else None
+        stem = f"{facts['prediction'].lower()}-cfg{cfg:g}-{key_of(facts)}"
+        path, known = path_for(save_as, stem, facts, load_measured)
         if known is None or known.facts["batches"] < request.batches:
             parts = interrupted.setdefault(key_of(facts), {})
             while len(interrupted) > KEPT:

@@ -91,10 +91,9 @@ class FewStepMeasureSpread(io.ComfyNode):
         latent = latent_for(model, latent_image)
         request = Request(model, positive, negative, cfg, latent, seed, images, levels, estimator)
         facts = request.facts
-        path = path_for(save_as, f"spread-{facts['prediction'].lower()}-{key_of(facts)}", facts, load_spread)
-        if path.exists():
-            spread = load_spread(path)
-        else:
+        stem = f"spread-{facts['prediction'].lower()}-{key_of(facts)}"
+        path, spread = path_for(save_as, stem, facts, load_spread)
+        if spread is None:
             spread = measure_spread(request, cls.hidden.unique_id)
             spread.calibration().save(path)
         show_text(cls.hidden.unique_id, f"{spread.describe()}\nmodels/fewstep/{path.name}")

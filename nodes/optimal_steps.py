@@ -150,10 +150,8 @@ class FewStepSearchSchedule(io.ComfyNode):
         )  # fmt: skip
         facts = request.facts
         stem = f"schedule-{solver}-{steps}-cfg{cfg:g}-{key_of(facts)}"
-        path = path_for(save_as, stem, facts, load_schedules)
-        if path.exists():
-            schedules = load_schedules(path)
-        else:
+        path, schedules = path_for(save_as, stem, facts, load_schedules)
+        if schedules is None:
             kept = interrupted.setdefault(key_of(facts), Kept())
             while len(interrupted) > KEPT:
                 interrupted.popitem(last=False)

@@ -9,6 +9,7 @@ The prior: latents of variance 1 with a spectrum ~ 1 / (1 + f^2) have s^2 = mean
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -39,17 +40,23 @@ class Spread:
         s = (self.squares / self.counts).clamp(min=0).sqrt()
         return s.flip(0).cummax(0).values.flip(0)
 
-    def at(self, ratio: float) -> float:
-        """s at any noise-to-signal ratio: monotone cubic of ln s over ln ratio; s ~ ratio below, constant above."""
+    @cached_property
+    def curve(self) -> tuple[np.ndarray, np.ndarray, Callable[[float], Any]]:
+        """ln ratio, rising, ln s there, and the monotone cubic through them."""
         from scipy.interpolate import PchipInterpolator  # a tenth of a second that no start of ComfyUI should cost
 
         levels, s = self.ratios.flip(0).log().numpy(), self.values.flip(0).clamp(min=1e-12).log().numpy()
+        return levels, s, PchipInterpolator(levels, s)
+
+    def at(self, ratio: float) -> float:
+        """s at any noise-to-signal ratio: monotone cubic of ln s over ln ratio; s ~ ratio below, constant above."""
+        levels, s, between = self.curve
         place = math.log(ratio) if 0 < ratio < math.inf else (math.inf if ratio > 0 else -math.inf)
         if place >= levels[-1]:
             return float(np.exp(s[-1]))
         if place <= levels[0]:
             return math.exp(s[0] - levels[0]) * ratio
-        return float(np.exp(PchipInterpolator(levels, s)(place)))
+        return float(np.exp(between(place)))
 
     def calibration(self) -> Calibration:
         return Calibration(KIND, {name: getattr(self, name) for name in TENSORS}, self.facts)

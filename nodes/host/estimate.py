@@ -31,8 +31,8 @@ from ...samplers.dpm_solver_v3.sums import Sums
 from ...samplers.noise_law import NoiseLaw
 from .dpm_solver_v3 import solver_for
 from .identity import conditioning_digest, identify
-from .measuring import Counter, guider_for, inside_sampling
-from .noise import derived_seed
+from .measuring import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
+from .noise import seeded
 from .noise_law import noise_law
 
 DERIVATIVES = ("auto", "forward_mode", "differences")
@@ -232,10 +232,7 @@ def measure_batch(
 
     end = inside_sampling(guider, noise, way[:2].float(), work, request.seed).cpu()
     if not all(total.isfinite().all() for total in (measurement.sums.second, measurement.sums.probe)):
-        raise ValueError(
-            "The model answered with NaN or infinite numbers, so there is nothing to measure. Draw a picture with it "
-            "first; if that is black too, start ComfyUI with --force-fp32 or use another file of the model."
-        )
+        raise ValueError(NOTHING_TO_MEASURE)
     name = derivative.name if isinstance(derivative, Automatic) else request.derivative
     return Part(measurement.sums, noise, end, name)
 
@@ -243,7 +240,7 @@ def measure_batch(
 def generator(request: Request, number: int, purpose: str) -> torch.Generator:
     """Random numbers of one batch, for one of three purposes."""
     purposes = ("start", "signs", "renoise")
-    return torch.Generator().manual_seed(derived_seed(request.seed, number, purposes.index(purpose)))
+    return seeded(request.seed, number, purposes.index(purpose))
 
 
 def measurement_for(

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import folder_paths
 
@@ -24,6 +24,9 @@ class HasFacts(Protocol):
 
     @property
     def facts(self) -> dict[str, Any]: ...
+
+
+Result = TypeVar("Result", bound=HasFacts)
 
 
 def folder() -> Path:
@@ -68,8 +71,10 @@ def find(name: str) -> Path:
     raise ValueError(f"There is no {name!r} in {folder()}. Make it with the node that saves it, or copy it there.")
 
 
-def path_for(name: str, default: str, facts: dict[str, Any], load: Callable[[Path], HasFacts]) -> Path:
-    """Where a result is kept: the person's name, or the default one.
+def path_for(
+    name: str, default: str, facts: dict[str, Any], load: Callable[[Path], Result]
+) -> tuple[Path, Result | None]:
+    """Where a result is kept: the person's name, or the default one; and the result itself, where it is there already.
 
     A file of that name which holds another result, or cannot be read by `load`, is left alone: the name is numbered.
     Raises ValueError for a name that leads out of the folder.
@@ -79,16 +84,19 @@ def path_for(name: str, default: str, facts: dict[str, Any], load: Callable[[Pat
     if not path.resolve().is_relative_to(folder().resolve()):
         raise ValueError(f"The name {name!r} leads out of {folder()}. Give a name without .. and without a drive.")
     for number in range(2, 1000):
-        if not path.exists() or is_of(path, facts, load):
-            return path
+        if not path.exists():
+            return path, None
+        if found := held(path, facts, load):
+            return path, found
         path = folder() / f"{stem}-{number}.safetensors"
     raise ValueError(f"There are a thousand files named {stem} in {folder()}. Give another name.")
 
 
-def is_of(path: Path, facts: dict[str, Any], load: Callable[[Path], HasFacts]) -> bool:
-    """Whether the file holds the result of what the facts ask for."""
+def held(path: Path, facts: dict[str, Any], load: Callable[[Path], Result]) -> Result | None:
+    """What the file holds, if that is the result of what the facts ask for."""
     try:
-        return key_of(load(path).facts) == key_of(facts)
+        found = load(path)
     except ValueError as error:
         log.warning("%s It is left as it is.", error)
-        return False
+        return None
+    return found if key_of(found.facts) == key_of(facts) else None

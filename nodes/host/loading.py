@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
-from ...samplers.noise_law import FLOW, VARIANCE_EXPLODING, NoiseLaw
+from ...samplers.noise_law import NoiseLaw
 from ...schedulers.optimal_steps.curve import Curve
 from ...schedulers.optimal_steps.published import PUBLISHED
 from ...schedulers.optimal_steps.schedules import Schedules, load_schedules
@@ -73,5 +73,4 @@ def searched(schedules: Schedules, here: dict[str, Any], law: NoiseLaw, steps: i
             f"{number} steps, search for them."
         )
     remarks += [f"Searched {text}." for text in differences(said, here, "Search a schedule on this model.")]
-    curve = Curve(schedules.sigmas[number], FLOW if law.is_flow else VARIANCE_EXPLODING, facts["shift_factor"])
-    return curve, remarks
+    return Curve(schedules.sigmas[number], law, facts["shift_factor"]), remarks

@@ -19,6 +19,10 @@ from .progress import show_text
 from .sampler import denoiser
 
 Result = TypeVar("Result")
+NOTHING_TO_MEASURE = (
+    "The model answered with NaN or infinite numbers, so there is nothing to measure. Draw a picture with it first; if "
+    "that is black too, start ComfyUI with --force-fp32 or use another file of the model."
+)
 
 
 class Counter:

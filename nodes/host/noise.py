@@ -17,6 +17,11 @@ def derived_seed(seed: int, *keys: int) -> int:
     return int(np.random.SeedSequence([seed, OFFSET, *keys]).generate_state(1)[0])
 
 
+def seeded(seed: int, *keys: int) -> torch.Generator:
+    """A source of random numbers that depends on all keys."""
+    return torch.Generator().manual_seed(derived_seed(seed, *keys))
+
+
 class ItemNoise:
     """The Noise of samplers.contract: unit Gaussian draws, one generator an item.
 
@@ -30,8 +35,7 @@ class ItemNoise:
         self.generators = []
         for item in initial.detach().to("cpu", torch.float32):
             identity = zlib.crc32(item.contiguous().numpy().tobytes())
-            own = derived_seed(seed, identity, seen[identity], *keys)
-            self.generators.append(torch.Generator().manual_seed(own))
+            self.generators.append(seeded(seed, identity, seen[identity], *keys))
             seen[identity] += 1
 
     def __call__(self, sigma_from: float, sigma_to: float) -> Tensor:

@@ -38,7 +38,7 @@ from ...schedulers.optimal_steps.schedules import Schedules
 from .dpm_solver_v3 import NEAR_THE_END, Choice, solver_for, table_for
 from .identity import conditioning_digest, identify
 from .measuring import Counter, guider_for, inside_sampling
-from .noise import derived_seed
+from .noise import seeded
 from .noise_law import noise_law
 from .schedules import rivals, shift_of, sigma_at
 
@@ -288,8 +288,7 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
 
 def own_noise(request: Request, number: int) -> Tensor:
     """Of one trajectory: it does not depend on how many there are."""
-    generator = torch.Generator().manual_seed(derived_seed(request.seed, number))
-    return torch.randn(request.latent.shape[1:], generator=generator)
+    return torch.randn(request.latent.shape[1:], generator=seeded(request.seed, number))
 
 
 def split(denoise: Denoiser, batch: int) -> Denoiser:

@@ -18,8 +18,8 @@ from ...samplers.dpm_solver_v3.observe import by_differences
 from ...samplers.spread import Spread
 from .estimate import draw_with, level_sigmas
 from .identity import conditioning_digest, identify
-from .measuring import Counter, guider_for, inside_sampling
-from .noise import derived_seed
+from .measuring import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
+from .noise import seeded
 from .noise_law import noise_law
 
 ESTIMATORS = ("residual", "derivative")
@@ -80,10 +80,7 @@ def measure_spread(request: Request, node_id: str | None) -> Spread:
     counter = Counter(len(request.batches) * (per_batch + drawing), node_id, "Measuring the spread")
     squares = torch.cat([measure_batch(request, numbers, sigmas, counter) for numbers in request.batches])
     if not squares.isfinite().all():
-        raise ValueError(
-            "The model answered with NaN or infinite numbers, so there is nothing to measure. Draw a picture with it "
-            "first; if that is black too, start ComfyUI with --force-fp32 or use another file of the model."
-        )
+        raise ValueError(NOTHING_TO_MEASURE)
     halves = [squares[i::2].mean(0).clamp(min=1e-30).sqrt() for i in (0, 1)]
     check = float((halves[0] / halves[1]).log().abs().mean()) if len(squares) > 1 else math.nan
     ratios = law.ratio(sigmas)
@@ -120,8 +117,7 @@ def references(request: Request, numbers: range, counter: Counter) -> Tensor:
 
 def numbers_for(request: Request, number: int, purpose: int, shape) -> Tensor:
     """Unit Gaussian numbers of one image."""
-    generator = torch.Generator().manual_seed(derived_seed(request.seed, number, purpose))
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=seeded(request.seed, number, purpose))
 
 
 def at_level(request: Request, denoise: Denoiser, x0: Tensor, noise: Tensor, sigma: float, numbers: range) -> Tensor:

@@ -257,7 +257,7 @@ def test_a_file_that_cannot_be_used_is_never_overwritten(measured, tmp_path, mon
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
 
     def path_for(name: str, facts: dict[str, Any]) -> Path:
-        return files.path_for(name, "made-of-facts", facts, load_measured)
+        return files.path_for(name, "made-of-facts", facts, load_measured)[0]
 
     first = path_for("mine", measured.facts)
     assert first == tmp_path / "fewstep" / "mine.safetensors"

@@ -59,17 +59,13 @@ def sample(patcher, cfg: float = 7.5, steps: int = 6, count: int = 3) -> torch.T
     )
 
 
-def exact_square(kind: str, ratio: float, count: int = 256) -> float:
+def exact_square(kind: str, ratio: float, count: int = 1024) -> float:
     """E |x0 - E[x0 | x, class 0]|^2 / d of the mixture, from true draws of the class."""
     mixture = picture_like()
     law = FLOW if kind == "flow" else VARIANCE_EXPLODING
-    chosen = [number for number in range(len(mixture.classes)) if mixture.classes[number] == 0]
-    generator = torch.Generator().manual_seed(1)
-    means = mixture.means[torch.tensor(chosen)[torch.randint(len(chosen), (count,), generator=generator)]]
-    draws = torch.randn((count, *mixture.spectrum.shape), generator=generator, dtype=torch.float64)
-    x0 = mixture.to_pixels(means + mixture.spectrum.sqrt() * draws)
+    x0 = mixture.sample(count, 1, label=0)
     sigma = law.sigma(ratio)
-    noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     denoise = GuidedMixture(mixture, law, torch.zeros(count, dtype=torch.long))
     return float((x0 - denoise(law.alpha(sigma) * x0 + sigma * noise, sigma)).square().mean())
 

@@ -56,10 +56,11 @@ class Mixture:
         mean = torch.einsum("bk,kchw->bchw", log_weights.softmax(1), means)
         return self.to_pixels(mean + spectrum * gain * (z - mean))
 
-    def sample(self, count: int, seed: int) -> Tensor:
-        """True draws, (count, C, H, W)."""
+    def sample(self, count: int, seed: int, label: int | None = None) -> Tensor:
+        """True draws, (count, C, H, W), of one class or of all."""
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(len(self.means), (count,), generator=generator)
+        own = torch.arange(len(self.means)) if label is None else (self.classes == label).nonzero().flatten()
+        chosen = own[torch.randint(len(own), (count,), generator=generator)]
         noise = torch.randn((count, *self.spectrum.shape), generator=generator, dtype=self.means.dtype)
         return self.to_pixels(self.means[chosen] + self.spectrum.sqrt() * noise)
 

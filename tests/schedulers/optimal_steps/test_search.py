@@ -24,6 +24,7 @@ from fewstep.schedulers.optimal_steps import (
     search,
 )
 from support.mixture import GuidedMixture, converged, picture_like
+from support.recording import Recording
 
 LAWS = {"ve": VARIANCE_EXPLODING, "flow": FLOW}
 SHAPE = (2, 4, 4)
@@ -42,17 +43,6 @@ def student_named(name: str, law: NoiseLaw) -> Student:
     return Euler() if name == "euler" else Multistep2M()
 
 
-class Counted:
-    """A denoiser that counts its calls."""
-
-    def __init__(self, denoise):
-        self.denoise, self.calls = denoise, 0
-
-    def __call__(self, x, sigma):
-        self.calls += 1
-        return self.denoise(x, sigma)
-
-
 def problem(
     seed: int,
     law: NoiseLaw,
@@ -67,12 +57,12 @@ def problem(
     generator = torch.Generator().manual_seed(seed)
     components = int(torch.randint(2, 12, (1,), generator=generator))
     mixture = picture_like(channels=2, size=4, components=components, classes=2, seed=seed)
-    denoise = Counted(GuidedMixture(mixture, law, torch.randint(0, 2, (count,), generator=generator), cfg))
+    denoise = Recording(GuidedMixture(mixture, law, torch.randint(0, 2, (count,), generator=generator), cfg))
     noise = torch.randn((count, *SHAPE), generator=generator, dtype=torch.float64)
     top = 0.995 if law.is_flow else 14.6
     ratios = torch.logspace(math.log10(law.ratio(top)), math.log10(lowest), 8 * (nodes - 1) + 1, dtype=torch.float64)
     teacher = follow(denoise, noise * top, law, law.sigma(ratios).tolist(), every=8)
-    denoise.calls = 0
+    denoise.sigmas.clear()
     starts = range(nodes) if free else (0,)
     return Task(denoise, student, law, teacher, lambda sigma: noise * sigma, starts)
 
@@ -170,7 +160,7 @@ def test_polishing_calls_no_more_than_it_said():
     for free in (False, True):
         task = problem(2, FLOW, Euler(), nodes=30, free=free)
         found = search(task, 6)[6]
-        task.denoise.calls = 0  # type: ignore[attr-defined]
+        task.denoise.sigmas.clear()  # type: ignore[attr-defined]
         polish(Replay(task), found.sigmas, [*task.teacher.sigmas, 0.0], 4, start_moves=free)
         assert task.denoise.calls <= most_calls(6, 4, free)  # type: ignore[attr-defined]
 
@@ -187,7 +177,7 @@ def test_fifty_nodes_ten_steps_four_trajectories_in_a_thousand_calls(free):
     """All numbers of steps together, with a teacher of a hundred calls; and a corridor costs little accuracy."""
     task = problem(4, FLOW, Euler(), nodes=50, cfg=4.0, free=free)
     wide = search(task, 10)
-    task.denoise.calls = 0  # type: ignore[attr-defined]
+    task.denoise.sigmas.clear()  # type: ignore[attr-defined]
     narrow = search(task, 10, width=15)
     assert 4 * (100 + task.denoise.calls) <= 1000  # type: ignore[attr-defined]
     ratios = [narrow[n].cost / wide[n].cost for n in range(2, 11)]
