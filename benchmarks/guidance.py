@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from error_per_call import comfy
+from guidances import applied
 from support.host_mixture import label_conditioning, mixture_model
 from support.metrics import sliced_energy_distance
 from support.mixture import Mixture
@@ -26,10 +27,17 @@ from torch import Tensor
 
 LABEL, DRAWS, STEPS = 0, 1024, 25
 CFGS = {"eps": (3.0, 5.0, 7.5, 12.0), "flow": (4.0,)}
-STRENGTHS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+SHARES = (1.0, 0.75, 0.5, 0.0)  # of the part along the prediction, which is taken out
 GRID: dict[str, tuple[dict[str, Any], ...]] = {
     "cfg": ({},),
-    **{f"ours {mode}": tuple({"strength": w} for w in STRENGTHS) for mode in ("cap", "soft", "fixed")},
+    **{
+        f"ours {mode}": tuple({"strength": w, "orthogonal": share} for w, share in product(STRENGTHS, SHARES))
+        for mode in ("cap", "soft", "fixed")
+    },
+    "ours in an interval": tuple(
+        {"strength": w, "low": low, "high": high} for w, low, high in product((0.1, 0.3, 0.5), (0.0, 0.3), (1.5, 3.0))
+    ),
     "APG": tuple({"eta": eta, "threshold": r} for eta, r in product((0.0, 1.0), (0.5, 1.0, 2.0, 5.0, 15.0))),
     "RescaleCFG": tuple({"multiplier": m} for m in (0.3, 0.5, 0.7, 1.0)),
     "CFGNorm": tuple({"strength": s} for s in (0.5, 1.0)),
@@ -72,55 +80,6 @@ def fit_of(x: Tensor) -> float:
     logits = -(away.square() / (2 * mixture.spectrum)).flatten(2).sum(2)
     own = logits.masked_fill(mixture.classes != LABEL, -torch.inf).logsumexp(1)
     return float((own - logits.logsumexp(1)).mean())
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The kinds of guidance
-
-
-def node(path: str):
-    """One of the host's own nodes."""
-    import importlib
-
-    module, name = path.split(".")
-    return getattr(importlib.import_module(f"comfy_extras.{module}"), name)
-
-
-def within(model, low: float, high: float):
-    """Guidance only where noise-to-signal lies between."""
-    from fewstep.nodes.host.noise_law import noise_law
-
-    def chosen(args: dict) -> Tensor:
-        law, sigma = noise_law(args["model"].model_sampling), float(args["sigma"].max())
-        inside = law.alpha(sigma) > 0 and low <= law.ratio(sigma) <= high
-        return args["denoised"] if inside else args["cond_denoised"]
-
-    model = model.clone()
-    model.set_model_sampler_post_cfg_function(chosen)
-    return model
-
-
-def ours(model, mode: str, spread, strength: float):
-    from fewstep.nodes.host.guidance import guided_model
-    from fewstep.samplers.guidance import ProbabilisticGuidance
-
-    return guided_model(model, ProbabilisticGuidance(strength, mode), 0.0, 1.0, spread)[0]
-
-
-def applied(kind: str, model, spread, setting: dict[str, Any]):
-    """The MODEL with a kind of guidance at a setting."""
-    if kind.startswith("ours"):
-        return ours(model, kind.split()[1], spread, **setting)
-    made: dict[str, Callable] = {
-        "cfg": lambda: model,
-        "APG": lambda eta, threshold: node("nodes_apg.APG").execute(model, eta, threshold, 0.0).args[0],
-        "RescaleCFG": lambda multiplier: node("nodes_model_advanced.RescaleCFG")().patch(model, multiplier)[0],
-        "CFGNorm": lambda strength: node("nodes_cfg.CFGNorm").execute(model, strength).args[0],
-        "CFG-Zero*": lambda: node("nodes_cfg.CFGZeroStar").execute(model).args[0],
-        "TCFG": lambda: node("nodes_tcfg.TCFG").execute(model).args[0],
-        "interval": partial(within, model),
-    }
-    return made[kind](**setting)
 
 
 def draws(model, cfg: float, scheduler: str) -> Tensor:

@@ -47,7 +47,7 @@ def download(folder: Path) -> Path:
         return folder / "package"
     archive = folder / ARCHIVE
     if not archive.exists():
-        subprocess.run(["npm", "pack", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     if hashlib.sha256(archive.read_bytes()).hexdigest() != SHA256:
         raise ValueError(f"{archive} is not the archive the model was trained on. Delete it and start again.")
     with tarfile.open(archive) as tar:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from comfy_api.latest import io
 
 from ..samplers.choices import check_choice
@@ -11,14 +9,15 @@ from ..samplers.dpm_solver_v3 import Options
 from ..samplers.dpm_solver_v3.measured import load_measured, load_published
 from ..samplers.dpm_solver_v3.plan import CORRECTORS, LAST_STEPS
 from ..samplers.dpm_solver_v3.pooling import POOLINGS
+from . import inputs
 from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
 from .host.estimate import DERIVATIVES, Part, Request, estimate, latent_for, published_range
 from .host.files import find, key_of, path_for, statistics_names
+from .host.interrupted import Interrupted
 from .host.progress import show_text
 
 StatisticsType = io.Custom("FEWSTEP_STATISTICS")
-KEPT = 4  # interrupted measurements that are held in memory
-interrupted: OrderedDict[str, dict[int, Part]] = OrderedDict()
+interrupted: Interrupted[dict[int, Part]] = Interrupted(dict, most=4)
 
 
 class FewStepDPMSolverV3(io.ComfyNode):
@@ -120,31 +119,18 @@ class FewStepEstimateStatistics(io.ComfyNode):
             description="Measures DPM-Solver-v3's statistics on your model, with your prompt and cfg, checks them on "
             "seeds they do not know, and saves them in models/fewstep. Some hundred model calls, once a model.",
             inputs=[
-                io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled."),
+                inputs.sampled_model(),
                 io.Conditioning.Input("positive", tooltip="A typical prompt."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt that goes with it."),
-                io.Float.Input(
-                    "cfg",
-                    default=5.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="The cfg you will sample with, 0 to 100. Statistics of another cfg are worse than none.",
+                inputs.cfg(
+                    5.0, "The cfg you will sample with, 0 to 100. Statistics of another cfg are worse than none."
                 ),
                 io.Latent.Input(
                     "latent_image",
                     tooltip="An empty latent of the size you will sample: the model draws its own references, as many "
                     "at a time as its batch size. A latent with pictures: these are the references, not checked.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,  # a seed that changes by itself would measure anew at every queue
-                    tooltip="Of the references and probes. Another seed is another measurement.",
-                ),
+                inputs.fixed_seed("Of the references and probes. Another seed is another measurement."),
                 io.Int.Input(
                     "images",
                     default=6,
@@ -168,12 +154,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
                     tooltip="forward_mode: exact, twice the time. differences: any model. auto: forward_mode where "
                     "the model's code allows it.",
                 ),
-                io.String.Input(
-                    "save_as",
-                    default="",
-                    optional=True,
-                    tooltip="Name of the file in models/fewstep. Empty: made of model type, cfg and a digest.",
-                ),
+                inputs.save_as("model type, cfg"),
             ],
             outputs=[StatisticsType.Output(display_name="statistics")],
             hidden=[io.Hidden.unique_id],
@@ -202,12 +183,9 @@ class FewStepEstimateStatistics(io.ComfyNode):
         stem = f"{facts['prediction'].lower()}-cfg{cfg:g}-{key_of(facts)}"
         path, known = path_for(save_as, stem, facts, load_measured)
         if known is None or known.facts["batches"] < request.batches:
-            parts = interrupted.setdefault(key_of(facts), {})
-            while len(interrupted) > KEPT:
-                interrupted.popitem(last=False)
-            known = estimate(request, known, parts, cls.hidden.unique_id)
-            known.calibration().save(path)
-            del interrupted[key_of(facts)]
+            with interrupted.resumed(key_of(facts)) as parts:
+                known = estimate(request, known, parts, cls.hidden.unique_id)
+                known.calibration().save(path)
         show_text(cls.hidden.unique_id, f"models/fewstep/{path.name}\n{known.describe()}")
         return io.NodeOutput(known)
 
@@ -235,16 +213,11 @@ class FewStepLoadStatistics(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str = "") -> bool | str:
-        try:
-            find(name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return inputs.found(find, name)
 
     @classmethod
     def fingerprint_inputs(cls, name: str, **linked) -> float:
-        """The file's time, so that a new file of the same name is read."""
-        return find(name).stat().st_mtime
+        return inputs.time_of(find(name))
 
     @classmethod
     def execute(cls, name, model=None) -> io.NodeOutput:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from . import inputs
 from .host.gmflow import MODES, Choice, Guidance, gmflow_guider, gmflow_sampler
 from .host.gmflow_model import label_conditioning, load_gmflow, model_names, path_of
 
@@ -32,16 +33,11 @@ class FewStepLoadGMFlow(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str = "") -> bool | str:
-        try:
-            path_of(name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return inputs.found(path_of, name)
 
     @classmethod
     def fingerprint_inputs(cls, name: str, **linked) -> float:
-        """The file's time, so that a new file of the same name is read."""
-        return path_of(name).stat().st_mtime
+        return inputs.time_of(path_of(name))
 
     @classmethod
     def execute(cls, name) -> io.NodeOutput:
@@ -99,33 +95,13 @@ class FewStepGMFlowGuider(io.ComfyNode):
                     tooltip="How far the prediction moves towards the prompt, in standard deviations of the model's "
                     "own uncertainty, 0 to 0.99. 0: none, at half the time. It is no cfg.",
                 ),
-                io.Float.Input(
-                    "orthogonal",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="Share, 0 to 1, of the guidance along the picture itself that is left out: 1 keeps colours "
-                    "from saturating, 0 leaves all in.",
+                inputs.orthogonal(
+                    "Share, 0 to 1, of the guidance along the picture itself that is left out: 1 keeps colours from "
+                    "saturating, 0 leaves all in."
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip="Where guidance begins, as a share of the run, 0 to 1.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    round=0.001,
-                    tooltip="Where it ends, as a share of the run, 0 to 1. Steps without guidance take half the time.",
+                *inputs.percents(
+                    "Where guidance begins, as a share of the run, 0 to 1.",
+                    "Where it ends, as a share of the run, 0 to 1. Steps without guidance take half the time.",
                 ),
             ],
             outputs=[io.Guider.Output()],

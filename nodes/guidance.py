@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..samplers.choices import check_choice
 from ..samplers.guidance import MODES, ProbabilisticGuidance
 from ..samplers.spread import load_spread
+from . import inputs
 from .host.estimate import latent_for
 from .host.files import key_of, path_for
 from .host.guidance import guided_model
@@ -27,31 +28,16 @@ class FewStepMeasureSpread(io.ComfyNode):
             "what Probabilistic Guidance bounds guidance by. Some 250 model calls, once a model; kept in "
             "models/fewstep.",
             inputs=[
-                io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled."),
+                inputs.sampled_model(),
                 io.Conditioning.Input("positive", tooltip="A typical prompt: the spread is that under it."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt, with which references are drawn."),
-                io.Float.Input(
-                    "cfg",
-                    default=4.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="With which references are drawn, 0 to 100. The spread is measured without guidance.",
-                ),
+                inputs.cfg(4.0, "With which references are drawn, 0 to 100. The spread is measured without guidance."),
                 io.Latent.Input(
                     "latent_image",
                     tooltip="An empty latent of the size you will sample: the model draws references, as many at a "
                     "time as its batch size. A latent with pictures: these are the references.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,  # a seed that changes by itself would measure anew at every queue
-                    tooltip="Of the references and their noise. Another seed is another measurement.",
-                ),
+                inputs.fixed_seed("Of the references and their noise. Another seed is another measurement."),
                 io.Int.Input("images", default=8, min=2, max=4096, tooltip="References, 2 to 4096. 8 are enough."),
                 io.Int.Input("levels", default=12, min=6, max=400, tooltip="Noise levels, 6 to 400. 12 are enough."),
                 io.Combo.Input(
@@ -62,12 +48,7 @@ class FewStepMeasureSpread(io.ComfyNode):
                     tooltip="residual: how far the model's prediction is from the reference. derivative: from the "
                     "model's slope (Tweedie), which leaves the model's own error out; twice the calls.",
                 ),
-                io.String.Input(
-                    "save_as",
-                    default="",
-                    optional=True,
-                    tooltip="Name of the file in models/fewstep. Empty: made of model type and a digest.",
-                ),
+                inputs.save_as("model type"),
             ],
             outputs=[SpreadType.Output(display_name="spread")],
             hidden=[io.Hidden.unique_id],
@@ -127,31 +108,13 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                     tooltip="cap: your cfg, limited. soft: the same without a corner. fixed: the paper's, always as "
                     "strong as the limit, whatever the cfg above 1.",
                 ),
-                io.Float.Input(
-                    "orthogonal",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    round=0.01,
-                    tooltip="Share of the part along the prediction that is taken out of guidance, 0 to 1. That part "
-                    "only makes the picture stronger.",
+                inputs.orthogonal(
+                    "Share of the part along the prediction that is taken out of guidance, 0 to 1. That part only "
+                    "makes the picture stronger."
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="From here on, 0 to 1 of the model's time. Before it your cfg works as ever.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Up to here, 0 to 1 of the model's time. After it your cfg works as ever.",
+                *inputs.percents(
+                    "From here on, 0 to 1 of the model's time. Before it your cfg works as ever.",
+                    "Up to here, 0 to 1 of the model's time. After it your cfg works as ever.",
                 ),
                 SpreadType.Input(
                     "spread",

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from comfy_api.latest import io, ui
 
 from ..samplers.choices import check_choice
 from ..schedulers.optimal_steps.schedules import load_schedules
+from . import inputs
 from .dpm_solver_v3 import StatisticsType
 from .host.chart import chart
 from .host.estimate import latent_for
 from .host.files import find, key_of, names_of, path_for
+from .host.interrupted import Interrupted
 from .host.loading import TABLES, loaded
 from .host.progress import show_text
 from .host.search import SOLVERS, STARTS, Kept, Request, search_schedule
 
 ScheduleType = io.Custom("FEWSTEP_SCHEDULE")
-KEPT = 2  # interrupted searches that are held in memory
-interrupted: OrderedDict[str, Kept] = OrderedDict()
+interrupted: Interrupted[Kept] = Interrupted(Kept, most=2)
 
 
 class FewStepSearchSchedule(io.ComfyNode):
@@ -33,30 +32,15 @@ class FewStepSearchSchedule(io.ComfyNode):
             "to the converged picture in so many steps. It is compared with all of ComfyUI's schedules on seeds that "
             "the search did not see; the best of all is the result, and it is saved in models/fewstep.",
             inputs=[
-                io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled."),
+                inputs.sampled_model(),
                 io.Conditioning.Input("positive", tooltip="A typical prompt."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt that goes with it."),
-                io.Float.Input(
-                    "cfg",
-                    default=5.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="The cfg you will sample with, 0 to 100. At another cfg another schedule is best.",
-                ),
+                inputs.cfg(5.0, "The cfg you will sample with, 0 to 100. At another cfg another schedule is best."),
                 io.Latent.Input(
                     "latent_image",
                     tooltip="An empty latent of the size you will sample. For a denoise below 1: encoded pictures.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,  # a seed that changes by itself would search anew at every queue
-                    tooltip="Of the noise that is searched and compared on. Another seed is another search.",
-                ),
+                inputs.fixed_seed("Of the noise that is searched and compared on. Another seed is another search."),
                 io.Int.Input(
                     "steps",
                     default=8,
@@ -99,24 +83,14 @@ class FewStepSearchSchedule(io.ComfyNode):
                     max=20,
                     tooltip="Rounds of moving single sigmas to lower the final error, 0 to 20. Each costs calls.",
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the noise to begin with, 0.01 to 1, by the model's own time. Below 1 the search "
-                    "starts from the pictures of latent_image.",
+                inputs.denoise(
+                    "Share of the noise to begin with, 0.01 to 1, by the model's own time. Below 1 the search starts "
+                    "from the pictures of latent_image."
                 ),
                 StatisticsType.Input(
                     "statistics", optional=True, tooltip="For the solver dpm_solver_v3: those you will sample with."
                 ),
-                io.String.Input(
-                    "save_as",
-                    default="",
-                    optional=True,
-                    tooltip="Name of the file in models/fewstep. Empty: made of solver, steps, cfg and a digest.",
-                ),
+                inputs.save_as("solver, steps, cfg"),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas"), ScheduleType.Output(display_name="schedule")],
             hidden=[io.Hidden.unique_id],
@@ -152,12 +126,9 @@ class FewStepSearchSchedule(io.ComfyNode):
         stem = f"schedule-{solver}-{steps}-cfg{cfg:g}-{key_of(facts)}"
         path, schedules = path_for(save_as, stem, facts, load_schedules)
         if schedules is None:
-            kept = interrupted.setdefault(key_of(facts), Kept())
-            while len(interrupted) > KEPT:
-                interrupted.popitem(last=False)
-            schedules = search_schedule(request, kept, cls.hidden.unique_id)
-            schedules.calibration().save(path)
-            del interrupted[key_of(facts)]
+            with interrupted.resumed(key_of(facts)) as kept:
+                schedules = search_schedule(request, kept, cls.hidden.unique_id)
+                schedules.calibration().save(path)
         picture, remark = chart(schedules)
         show_text(cls.hidden.unique_id, f"{schedules.describe()}\nmodels/fewstep/{path.name}{remark}")
         sigmas = torch.tensor(schedules.sigmas[steps], dtype=torch.float32)
@@ -188,14 +159,9 @@ class FewStepLoadSchedule(io.ComfyNode):
                     max=1000,
                     tooltip="Steps, 1 to 1000. A number that was not searched is put between on a smooth curve.",
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Share of the noise to begin with, 0.01 to 1, by the model's own time. The steps are "
-                    "spread over the rest.",
+                inputs.denoise(
+                    "Share of the noise to begin with, 0.01 to 1, by the model's own time. The steps are spread over "
+                    "the rest."
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
@@ -204,17 +170,11 @@ class FewStepLoadSchedule(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str = "") -> bool | str:
-        try:
-            if name not in TABLES:
-                find(name)
-        except ValueError as error:
-            return str(error)
-        return True
+        return name in TABLES or inputs.found(find, name)
 
     @classmethod
     def fingerprint_inputs(cls, name: str, **linked) -> float:
-        """The file's time, so that a new file of the same name is read."""
-        return 0.0 if name in TABLES else find(name).stat().st_mtime
+        return 0.0 if name in TABLES else inputs.time_of(find(name))
 
     @classmethod
     def execute(cls, name, model, steps, denoise) -> io.NodeOutput:

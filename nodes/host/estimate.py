@@ -30,7 +30,7 @@ from ...samplers.dpm_solver_v3.pooling import Pooling
 from ...samplers.dpm_solver_v3.sums import Sums
 from ...samplers.noise_law import NoiseLaw
 from .dpm_solver_v3 import solver_for
-from .identity import conditioning_digest, identify
+from .identity import Asked
 from .measuring import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
 from .noise import seeded
 from .noise_law import noise_law
@@ -45,15 +45,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class Request(Asked):
     """What a person asked for. latent: all zeros to let the model draw its own references, or the references."""
 
-    model: ModelPatcher
-    positive: list
-    negative: list
-    cfg: float
-    latent: Tensor
-    seed: int
     images: int
     levels: int
     pooling: str
@@ -69,22 +63,17 @@ class Request:
         return math.ceil(self.images / self.batch)
 
     @cached_property
-    def from_references(self) -> bool:
-        return bool(self.latent.count_nonzero())
-
-    @cached_property
     def facts(self) -> dict[str, Any]:
         """What is kept with the result. Results of equal facts add up, whatever their number of images."""
-        return identify(self.model) | {
-            "cfg": self.cfg,
-            "prompt": conditioning_digest(self.positive, self.negative),
-            "latent": list(self.latent.shape[1:]),
-            "references": conditioning_digest([self.latent]) if self.from_references else "drawn",
-            "seed": self.seed,
-            "batch": self.batch,
-            "levels": self.levels,
-            "pooling": self.pooling,
-        }
+        return (
+            self.asked
+            | self.references
+            | {
+                "batch": self.batch,
+                "levels": self.levels,
+                "pooling": self.pooling,
+            }
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,6 @@ import comfy.model_management
 import comfy.samplers
 import numpy as np
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...samplers.contract import Denoiser
@@ -36,7 +35,7 @@ from ...schedulers.optimal_steps import (
 )
 from ...schedulers.optimal_steps.schedules import Schedules
 from .dpm_solver_v3 import NEAR_THE_END, Choice, solver_for, table_for
-from .identity import conditioning_digest, identify
+from .identity import Asked, conditioning_digest, identify
 from .measuring import Counter, guider_for, inside_sampling
 from .noise import seeded
 from .noise_law import noise_law
@@ -59,15 +58,9 @@ Tried = dict[str, tuple[tuple[float, ...], Tensor]]  # by name: sigmas, and the 
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class Request(Asked):
     """What a person asked for. latent: all zeros, or the pictures to start from at a denoise below 1."""
 
-    model: ModelPatcher
-    positive: list
-    negative: list
-    cfg: float
-    latent: Tensor
-    seed: int
     steps: int
     solver: str
     teacher_steps: int = 100
@@ -92,12 +85,9 @@ class Request:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What is kept with the result; a search of equal facts is the same search."""
-        latent = conditioning_digest([self.latent]) if self.latent.count_nonzero() else "empty"
-        return identify(self.model) | {
-            "cfg": self.cfg,
-            "prompt": conditioning_digest(self.positive, self.negative),
+        latent = conditioning_digest([self.latent]) if self.from_references else "empty"
+        return self.asked | {
             "latent": [*self.latent.shape[1:], latent],
-            "seed": self.seed,
             "steps": self.steps,
             "solver": self.solver,
             "statistics": conditioning_digest([vars(self.statistics.statistics)]) if self.statistics else "none",
@@ -115,7 +105,7 @@ def check_request(request: Request) -> None:
     """Raises ValueError for what cannot be searched."""
     if not 0 < request.denoise <= 1:
         raise ValueError(f"denoise is {request.denoise:g}; it must be above 0 and at most 1.")
-    if request.denoise < 1 and not request.latent.count_nonzero():
+    if request.denoise < 1 and not request.from_references:
         raise ValueError(
             f"denoise is {request.denoise:g}, which starts from pictures, but the latent is empty. Connect encoded "
             "pictures of the kind you will work on, or set denoise to 1."

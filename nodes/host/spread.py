@@ -9,7 +9,6 @@ from typing import Any
 
 import comfy.samplers
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...samplers.contract import Denoiser
@@ -17,7 +16,7 @@ from ...samplers.dpm_solver_v3 import DPMSolverV3, Options
 from ...samplers.dpm_solver_v3.observe import by_differences
 from ...samplers.spread import Spread
 from .estimate import draw_with, level_sigmas
-from .identity import conditioning_digest, identify
+from .identity import Asked
 from .measuring import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
 from .noise import seeded
 from .noise_law import noise_law
@@ -28,22 +27,12 @@ START, RENOISE, SIGNS = range(3)  # what random numbers are for
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class Request(Asked):
     """What a person asked for. latent: all zeros to let the model draw its own references at `cfg`, or references."""
 
-    model: ModelPatcher
-    positive: list
-    negative: list
-    cfg: float
-    latent: Tensor
-    seed: int
     images: int
     levels: int
     estimator: str = "residual"
-
-    @cached_property
-    def from_references(self) -> bool:
-        return bool(self.latent.count_nonzero())
 
     @property
     def batches(self) -> list[range]:
@@ -54,16 +43,15 @@ class Request:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What is kept with the result; a measurement of equal facts is the same."""
-        return identify(self.model) | {
-            "cfg": self.cfg,
-            "prompt": conditioning_digest(self.positive, self.negative),
-            "latent": list(self.latent.shape[1:]),
-            "references": conditioning_digest([self.latent]) if self.from_references else "drawn",
-            "seed": self.seed,
-            "images": self.images,
-            "levels": self.levels,
-            "estimator": self.estimator,
-        }
+        return (
+            self.asked
+            | self.references
+            | {
+                "images": self.images,
+                "levels": self.levels,
+                "estimator": self.estimator,
+            }
+        )
 
 
 def measure_spread(request: Request, node_id: str | None) -> Spread:

@@ -1,0 +1,204 @@
+"""`python3 run.py python benchmarks/guidance_pictures.py`: kinds of guidance on the bundled model, in pictures.
+
+100 prompts by dpmpp_2m, at each cfg with every kind of guidance: whether the picture is the one that was asked for, and
+how far its colours run beyond those of true pictures. Writes the rows, the curves and a grid of pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from error_per_call import comfy
+from guidances import applied
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+DEMO = Path(__file__).parents[1] / "demo"
+sys.path.append(str(DEMO))  # the demo's scripts stand beside each other, outside of any package
+from data import Emoji, download, pictures, select  # noqa: E402
+from evaluate import encode, named, prompts, to_the_nearest  # noqa: E402
+
+CFGS = (2.0, 3.0, 5.0, 8.0, 12.0)
+STEPS = 16
+CLIPPED = 0.1  # beyond -1 to 1, a twentieth of the range: more than the grain on a white ground
+SHOWN = ["red apple", "blue heart", "rabbit face", "sunflower", "penguin", "hot dog", "soccer ball", "violin"]
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cfg": ("cfg", {}),
+    "ours, cap .1": ("ours cap", {"strength": 0.1}),
+    "ours, cap .3": ("ours cap", {"strength": 0.3}),
+    "ours, cap .3, orthogonal 0": ("ours cap", {"strength": 0.3, "orthogonal": 0.0}),
+    "ours, soft .3": ("ours soft", {"strength": 0.3}),
+    "ours, fixed .3": ("ours fixed", {"strength": 0.3}),
+    "APG, eta 0, threshold 5": ("APG", {"eta": 0.0, "threshold": 5.0}),
+    "APG, eta 1, threshold 5": ("APG", {"eta": 1.0, "threshold": 5.0}),
+    "RescaleCFG .7": ("RescaleCFG", {"multiplier": 0.7}),
+    "CFGNorm 1": ("CFGNorm", {"strength": 1.0}),
+    "CFG-Zero*": ("CFG-Zero*", {}),
+    "TCFG": ("TCFG", {}),
+    "cfg between ratios .3 and 3": ("interval", {"low": 0.3, "high": 3.0}),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """named: share of the prompts whose nearest training picture is the named one. margin: cosine to the named picture
+    less that to the likest other one, of colours less white: it does not matter how strong they are. distance: to the
+    nearest picture, root mean square. clipped: share of pixels with a value beyond the range. saturated: share of
+    pixels without any grey, less that of the named pictures. chroma: mean difference of largest and smallest channel,
+    over that of the named pictures, less 1."""
+
+    kind: str
+    cfg: float
+    named: float
+    margin: float
+    distance: float
+    clipped: float
+    saturated: float
+    chroma: float
+
+
+def draw(model, clip, texts: list[str], cfg: float) -> Tensor:
+    """Pictures (N, 3, 64, 64), before they are clipped to [-1, 1]. The same noise whatever the guidance."""
+    latent = torch.zeros(len(texts), 3, 64, 64)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
+    conditioning = encode(clip, texts), encode(clip, [""] * len(texts))
+    sampler = comfy.samplers.sampler_object("dpmpp_2m")
+    return comfy.sample.sample_custom(
+        model, noise, cfg, sampler, sigmas, *conditioning, latent, disable_pbar=True, seed=0
+    )
+
+
+def chroma(x: Tensor) -> Tensor:
+    """Of every pixel, 0 to 1."""
+    return (x.amax(1) - x.amin(1)) / 2
+
+
+def saturated(x: Tensor) -> float:
+    """Share of pixels whose least channel is 0 to within 2 % of the largest, black ones left out."""
+    x = (x + 1) / 2
+    return float(((x.amin(1) < 0.02 * x.amax(1)) & (x.amax(1) > 0.1)).double().mean())
+
+
+def margin(x: Tensor, data: Tensor, wanted: list[int]) -> float:
+    """Mean cosine to the named picture less the largest to another, of what is not white."""
+    ink, other = (torch.nn.functional.normalize((1 - part).flatten(1), dim=1) for part in (x, data))
+    likeness = ink @ other.T
+    own = likeness[torch.arange(len(x)), wanted].clone()
+    likeness[torch.arange(len(x)), wanted] = -1
+    return float((own - likeness.amax(1)).mean())
+
+
+def measured(drawn: Tensor, wanted: list[Emoji], emoji: list[Emoji], data: Tensor) -> dict[str, float]:
+    """What a Row tells of the drawn pictures."""
+    places = [emoji.index(one) for one in wanted]
+    truth, x = data[places], drawn.clamp(-1, 1)
+    return {
+        "named": named(x, wanted, emoji, data)[0] / len(x),
+        "margin": margin(x, data, places),
+        "distance": to_the_nearest(x, data),
+        "clipped": float((drawn.abs().amax(1) > 1 + CLIPPED).double().mean()),
+        "saturated": saturated(x) - saturated(truth),
+        "chroma": float(chroma(x).mean() / chroma(truth).mean()) - 1,
+    }
+
+
+def spread_of(model, clip, texts: list[str]):
+    """As the node measures it at its defaults, under eight prompts."""
+    from fewstep.nodes.host.spread import Request, measure_spread
+
+    conditioning = encode(clip, texts[:8]), encode(clip, [""] * 8)
+    return measure_spread(Request(model, *conditioning, 4.0, torch.zeros(8, 3, 64, 64), 5, images=8, levels=12), None)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is shown
+
+
+def table(rows: list[Row]) -> str:
+    """For each kind a line: fidelity and colours at each cfg."""
+    lines = ["| guidance | " + " | ".join(f"cfg {cfg:g}" for cfg in CFGS) + " |", "|---" * (1 + len(CFGS)) + "|"]
+    for kind in dict.fromkeys(row.kind for row in rows):
+        cells = [
+            f"{r.named:.0%} {r.margin:.3f}, {r.distance:.3f}, {r.clipped:.1%}, {r.chroma:+.1%}"
+            for r in sorted((r for r in rows if r.kind == kind), key=lambda r: r.cfg)
+        ]
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def curves(rows: list[Row], path: Path) -> None:
+    """Clipped pixels, chroma and distance against how well pictures meet their prompts: a line a kind, cfg along it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    parts = {"clipped": "pixels beyond the range", "chroma": "excess of chroma", "distance": "distance to the nearest"}
+    panels = figure.subplots(1, len(parts))
+    for panel, (name, label) in zip(panels, parts.items(), strict=True):
+        for kind in dict.fromkeys(row.kind for row in rows):
+            line = sorted((row for row in rows if row.kind == kind), key=lambda row: row.cfg)
+            style, width = ("o-", 2.4) if kind.startswith("ours") else ("o--", 1.0)
+            panel.plot([r.margin for r in line], [getattr(r, name) for r in line], style, lw=width, ms=3, label=kind)
+        panel.set_xlabel("likeness to the named picture (margin of cosines)")
+        panel.set_ylabel(label)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def grid(model, clip, spread, path: Path, cfg: float = 12.0) -> None:
+    """Eight prompts at one cfg, a row a kind of guidance, with its name."""
+    names = ["cfg", "APG, eta 0, threshold 5", "RescaleCFG .7", "CFGNorm 1", "TCFG", "cfg between ratios .3 and 3"]
+    names += ["ours, cap .3"]
+    sheet = Image.new("RGB", (200 + 96 * len(SHOWN), 96 * len(names)), "white")
+    for row, name in enumerate(names):
+        kind, setting = KINDS[name]
+        x = draw(applied(kind, model, spread, setting), clip, SHOWN, cfg).clamp(-1, 1)
+        ImageDraw.Draw(sheet).text((8, 96 * row + 40), name, "black", font_size=13)
+        for column, one in enumerate(x.permute(0, 2, 3, 1).add(1).mul(127.5).round().byte().numpy()):
+            large = Image.fromarray(one).resize((92, 92), Image.Resampling.LANCZOS)
+            sheet.paste(large, (202 + 96 * column, 96 * row + 2))
+    sheet.save(path, quality=90)
+
+
+def main() -> None:
+    from fewstep.nodes.host.demo_model import load_clip, load_model
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DEMO / ".state", help="where the picture archive is or goes")
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--out", type=Path, default=Path("guidance_pictures.json"))
+    parser.add_argument("--curves", type=Path, help="a PNG of the curves")
+    parser.add_argument("--grid", type=Path, help="only a picture of eight prompts at cfg 12")
+    args = parser.parse_args()
+    package = download(args.data)
+    emoji = select(package)
+    data, wanted = torch.from_numpy(pictures(package, emoji)), prompts(emoji, args.prompts)
+    texts = [one.name for one in wanted]
+    model, clip = load_model("flow"), load_clip()
+    spread = spread_of(model, clip, texts)
+    if args.grid:
+        grid(model, clip, spread, args.grid)
+        return
+    rows = [Row("no guidance", 1.0, **measured(draw(model, clip, texts, 1.0), wanted, emoji, data))]
+    print(rows[0], flush=True)
+    for name in args.kinds:
+        kind, setting = KINDS[name]
+        for cfg in CFGS:
+            drawn = draw(applied(kind, model, spread, setting), clip, texts, cfg)
+            rows.append(Row(name, cfg, **measured(drawn, wanted, emoji, data)))
+            print(rows[-1], flush=True)
+            args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    print(table(rows))
+    if args.curves:
+        curves(rows, args.curves)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Inputs that several nodes have, with the same limits wherever they stand, and what ComfyUI asks about files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from comfy_api.latest import io
+
+
+def sampled_model() -> io.Input:
+    return io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled.")
+
+
+def cfg(default: float, tooltip: str) -> io.Input:
+    return io.Float.Input("cfg", default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
+def fixed_seed(tooltip: str) -> io.Input:
+    """One that does not change by itself: it would measure anew at every queue."""
+    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip=tooltip)
+
+
+def denoise(tooltip: str) -> io.Input:
+    return io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, tooltip=tooltip)
+
+
+def orthogonal(tooltip: str) -> io.Input:
+    return io.Float.Input("orthogonal", default=1.0, min=0.0, max=1.0, step=0.05, round=0.001, tooltip=tooltip)
+
+
+def percents(start: str, end: str) -> list[io.Input]:
+    """start_percent and end_percent, with their tooltips."""
+    return [
+        io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, tooltip=tooltip)
+        for name, default, tooltip in (("start_percent", 0.0, start), ("end_percent", 1.0, end))
+    ]
+
+
+def save_as(made_of: str) -> io.Input:
+    return io.String.Input(
+        "save_as",
+        default="",
+        optional=True,
+        tooltip=f"Name of the file in models/fewstep. Empty: made of {made_of} and a digest.",
+    )
+
+
+def found(find: Callable[[str], Path], name: str) -> bool | str:
+    """For validate_inputs: True, or why there is no such file, in words."""
+    try:
+        find(name)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def time_of(path: Path) -> float:
+    """For fingerprint_inputs: a new file of the same name is read."""
+    return path.stat().st_mtime
