@@ -1,7 +1,7 @@
 """`python3 run.py python benchmarks/guidance_pictures.py`: kinds of guidance on the bundled model, in pictures.
 
-100 prompts by dpmpp_2m, at each cfg with every kind of guidance: whether the picture is the one that was asked for, and
-how far its colours run beyond those of true pictures. Writes the rows, the curves and a grid of pictures.
+100 prompts by dpmpp_2m with every kind of guidance, weak to strong: whether the picture is the one that was asked for,
+and how far its colours run beyond those of true pictures.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +24,55 @@ sys.path.append(str(DEMO))  # the demo's scripts stand beside each other, outsid
 from data import Emoji, download, pictures, select  # noqa: E402
 from evaluate import encode, named, prompts, to_the_nearest  # noqa: E402
 
-CFGS = (2.0, 3.0, 5.0, 8.0, 12.0)
 STEPS = 16
 CLIPPED = 0.1  # beyond -1 to 1, a twentieth of the range: more than the grain on a white ground
 SHOWN = ["red apple", "blue heart", "rabbit face", "sunflower", "penguin", "hot dog", "soccer ball", "violin"]
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "cfg": ("cfg", {}),
-    "ours, cap .1": ("ours cap", {"strength": 0.1}),
-    "ours, cap .3": ("ours cap", {"strength": 0.3}),
-    "ours, cap .3, orthogonal 0": ("ours cap", {"strength": 0.3, "orthogonal": 0.0}),
-    "ours, soft .3": ("ours soft", {"strength": 0.3}),
-    "ours, fixed .3": ("ours fixed", {"strength": 0.3}),
-    "APG, eta 0, threshold 5": ("APG", {"eta": 0.0, "threshold": 5.0}),
-    "APG, eta 1, threshold 5": ("APG", {"eta": 1.0, "threshold": 5.0}),
-    "RescaleCFG .7": ("RescaleCFG", {"multiplier": 0.7}),
-    "CFGNorm 1": ("CFGNorm", {"strength": 1.0}),
-    "CFG-Zero*": ("CFG-Zero*", {}),
-    "TCFG": ("TCFG", {}),
-    "cfg between ratios .3 and 3": ("interval", {"low": 0.3, "high": 3.0}),
-}
+HIGH = 8.0  # the cfg at which the strength of what bounds it is turned
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place on the curve of a kind of guidance; `dial` is what changes along it."""
+
+    curve: str
+    dial: str
+    kind: str
+    cfg: float
+    setting: dict[str, Any] = field(default_factory=dict)
+
+
+def by_cfg(curve: str, kind: str, cfgs: tuple[float, ...] = (3.0, 5.0, 8.0, 12.0), **setting) -> list[Point]:
+    return [Point(curve, f"cfg {cfg:g}", kind, cfg, setting) for cfg in cfgs]
+
+
+def by_strength(curve: str, kind: str, strengths: tuple[float, ...], **setting) -> list[Point]:
+    return [Point(curve, f"{w:g}", kind, HIGH, setting | {"strength": w}) for w in strengths]
+
+
+POINTS = [
+    Point("no guidance", "", "cfg", 1.0),
+    *by_cfg("cfg", "cfg", (1.5, 2.0, 3.0, 5.0, 8.0, 12.0)),
+    *by_strength("ours, cap", "ours cap", (0.3, 0.5, 0.7, 1.0, 1.5, 2.5)),
+    *by_strength("ours, cap, orthogonal 0", "ours cap", (0.3, 0.5, 0.7, 1.0, 1.5, 2.5), orthogonal=0.0),
+    *by_strength("ours, soft", "ours soft", (0.3, 0.7, 1.5)),
+    *by_strength("ours, fixed", "ours fixed", (0.3, 0.6, 0.9)),
+    *by_cfg("ours, cap .7", "ours cap", (2.0, 3.0, 5.0, 12.0), strength=0.7),
+    *by_cfg("APG, eta 0, threshold 5", "APG", eta=0.0, threshold=5.0),
+    *by_cfg("APG, eta 1, threshold 5", "APG", eta=1.0, threshold=5.0),
+    *by_cfg("RescaleCFG .7", "RescaleCFG", multiplier=0.7),
+    *by_cfg("CFGNorm 1", "CFGNorm", strength=1.0),
+    *by_cfg("CFG-Zero*", "CFG-Zero*"),
+    *by_cfg("TCFG", "TCFG"),
+    *by_cfg("cfg between ratios .3 and 3", "interval", low=0.3, high=3.0),
+]
+GRID = [
+    Point("cfg 3", "", "cfg", 3.0),
+    *(
+        point
+        for point in POINTS
+        if point.dial == "cfg 12" and point.curve not in ("CFG-Zero*", "APG, eta 1, threshold 5")
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -53,8 +83,8 @@ class Row:
     pixels without any grey, less that of the named pictures. chroma: mean difference of largest and smallest channel,
     over that of the named pictures, less 1."""
 
-    kind: str
-    cfg: float
+    curve: str
+    dial: str
     named: float
     margin: float
     distance: float
@@ -122,48 +152,48 @@ def spread_of(model, clip, texts: list[str]):
 
 
 def table(rows: list[Row]) -> str:
-    """For each kind a line: fidelity and colours at each cfg."""
-    lines = ["| guidance | " + " | ".join(f"cfg {cfg:g}" for cfg in CFGS) + " |", "|---" * (1 + len(CFGS)) + "|"]
-    for kind in dict.fromkeys(row.kind for row in rows):
-        cells = [
-            f"{r.named:.0%} {r.margin:.3f}, {r.distance:.3f}, {r.clipped:.1%}, {r.chroma:+.1%}"
-            for r in sorted((r for r in rows if r.kind == kind), key=lambda r: r.cfg)
-        ]
-        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    """A line a place on a curve."""
+    lines = ["| guidance | | named | margin | distance | clipped | saturated | chroma |", "|---" * 8 + "|"]
+    for r in rows:
+        colours = f"{r.clipped:.1%} | {r.saturated:+.1%} | {r.chroma:+.1%}"
+        lines.append(f"| {r.curve} | {r.dial} | {r.named:.0%} | {r.margin:.3f} | {r.distance:.3f} | {colours} |")
     return "\n".join(lines)
 
 
 def curves(rows: list[Row], path: Path) -> None:
-    """Clipped pixels, chroma and distance against how well pictures meet their prompts: a line a kind, cfg along it."""
+    """Clipped pixels, chroma and distance against how well pictures meet their prompts: a line a kind of guidance."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     parts = {"clipped": "pixels beyond the range", "chroma": "excess of chroma", "distance": "distance to the nearest"}
     panels = figure.subplots(1, len(parts))
     for panel, (name, label) in zip(panels, parts.items(), strict=True):
-        for kind in dict.fromkeys(row.kind for row in rows):
-            line = sorted((row for row in rows if row.kind == kind), key=lambda row: row.cfg)
-            style, width = ("o-", 2.4) if kind.startswith("ours") else ("o--", 1.0)
-            panel.plot([r.margin for r in line], [getattr(r, name) for r in line], style, lw=width, ms=3, label=kind)
+        for curve in dict.fromkeys(row.curve for row in rows):
+            line = [row for row in rows if row.curve == curve]
+            style, width = ("o-", 2.4) if curve.startswith("ours") else ("o--", 1.0)
+            panel.plot([r.margin for r in line], [getattr(r, name) for r in line], style, lw=width, ms=3, label=curve)
         panel.set_xlabel("likeness to the named picture (margin of cosines)")
         panel.set_ylabel(label)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
-def grid(model, clip, spread, path: Path, cfg: float = 12.0) -> None:
-    """Eight prompts at one cfg, a row a kind of guidance, with its name."""
-    names = ["cfg", "APG, eta 0, threshold 5", "RescaleCFG .7", "CFGNorm 1", "TCFG", "cfg between ratios .3 and 3"]
-    names += ["ours, cap .3"]
-    sheet = Image.new("RGB", (200 + 96 * len(SHOWN), 96 * len(names)), "white")
-    for row, name in enumerate(names):
-        kind, setting = KINDS[name]
-        x = draw(applied(kind, model, spread, setting), clip, SHOWN, cfg).clamp(-1, 1)
-        ImageDraw.Draw(sheet).text((8, 96 * row + 40), name, "black", font_size=13)
+def grid(model, clip, spread, path: Path) -> None:
+    """Eight prompts with the same noise, a row a kind of guidance, with its name."""
+    sheet = Image.new("RGB", (200 + 96 * len(SHOWN), 96 * len(GRID)), "white")
+    for row, point in enumerate(GRID):
+        x = draw(applied(point.kind, model, spread, point.setting), clip, SHOWN, point.cfg).clamp(-1, 1)
+        name = f"{point.curve}\n{point.dial}"
+        ImageDraw.Draw(sheet).text((8, 96 * row + 34), name, "black", font_size=13)
         for column, one in enumerate(x.permute(0, 2, 3, 1).add(1).mul(127.5).round().byte().numpy()):
             large = Image.fromarray(one).resize((92, 92), Image.Resampling.LANCZOS)
             sheet.paste(large, (202 + 96 * column, 96 * row + 2))
     sheet.save(path, quality=90)
+
+
+def done(path: Path) -> list[Row]:
+    """What an earlier run of the same settings has measured."""
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
 
 
 def main() -> None:
@@ -172,10 +202,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DEMO / ".state", help="where the picture archive is or goes")
     parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--out", type=Path, default=Path("guidance_pictures.json"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("guidance_pictures.json"), help="a stopped run goes on from it"
+    )
     parser.add_argument("--curves", type=Path, help="a PNG of the curves")
-    parser.add_argument("--grid", type=Path, help="only a picture of eight prompts at cfg 12")
+    parser.add_argument("--grid", type=Path, help="instead: a picture of eight prompts")
     args = parser.parse_args()
     package = download(args.data)
     emoji = select(package)
@@ -186,15 +217,12 @@ def main() -> None:
     if args.grid:
         grid(model, clip, spread, args.grid)
         return
-    rows = [Row("no guidance", 1.0, **measured(draw(model, clip, texts, 1.0), wanted, emoji, data))]
-    print(rows[0], flush=True)
-    for name in args.kinds:
-        kind, setting = KINDS[name]
-        for cfg in CFGS:
-            drawn = draw(applied(kind, model, spread, setting), clip, texts, cfg)
-            rows.append(Row(name, cfg, **measured(drawn, wanted, emoji, data)))
-            print(rows[-1], flush=True)
-            args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    rows = done(args.out)
+    for point in POINTS[len(rows) :]:
+        drawn = draw(applied(point.kind, model, spread, point.setting), clip, texts, point.cfg)
+        rows.append(Row(point.curve, point.dial, **measured(drawn, wanted, emoji, data)))
+        args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+        print(rows[-1], flush=True)
     print(table(rows))
     if args.curves:
         curves(rows, args.curves)

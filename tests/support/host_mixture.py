@@ -22,7 +22,18 @@ TYPES = {"eps": ModelType.EPS, "v": ModelType.V_PREDICTION, "edm": ModelType.EDM
 
 
 class MixtureLatent(comfy.latent_formats.LatentFormat):
+    """middle: what the files call 0 in the model's own scale, as FLUX's and SD3's formats have."""
+
     latent_channels = 4
+
+    def __init__(self, middle: float = 0.0):
+        self.middle = middle
+
+    def process_in(self, latent: Tensor) -> Tensor:
+        return latent - self.middle
+
+    def process_out(self, latent: Tensor) -> Tensor:
+        return latent + self.middle
 
 
 class MixtureNetwork(nn.Module):
