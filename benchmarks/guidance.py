@@ -27,8 +27,8 @@ from torch import Tensor
 
 LABEL, DRAWS, STEPS = 0, 1024, 25
 CFGS = {"eps": (3.0, 5.0, 7.5, 12.0), "flow": (4.0,)}
-STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
-SHARES = (1.0, 0.75, 0.5, 0.0)  # of the part along the prediction, which is taken out
+STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5)
+SHARES = (1.0, 0.5, 0.0)  # of the part along the prediction, which is taken out
 GRID: dict[str, tuple[dict[str, Any], ...]] = {
     "cfg": ({},),
     **{
@@ -36,7 +36,7 @@ GRID: dict[str, tuple[dict[str, Any], ...]] = {
         for mode in ("cap", "soft", "fixed")
     },
     "ours in an interval": tuple(
-        {"strength": w, "low": low, "high": high} for w, low, high in product((0.1, 0.3, 0.5), (0.0, 0.3), (1.5, 3.0))
+        {"strength": w, "low": low, "high": high} for w, low, high in product((0.1, 0.3), (0.0, 0.3), (1.5, 3.0))
     ),
     "APG": tuple({"eta": eta, "threshold": r} for eta, r in product((0.0, 1.0), (0.5, 1.0, 2.0, 5.0, 15.0))),
     "RescaleCFG": tuple({"multiplier": m} for m in (0.3, 0.5, 0.7, 1.0)),

@@ -64,14 +64,17 @@ POINTS = [
     *by_cfg("CFG-Zero*", "CFG-Zero*"),
     *by_cfg("TCFG", "TCFG"),
     *by_cfg("cfg between ratios .3 and 3", "interval", low=0.3, high=3.0),
-]
-GRID = [
-    Point("cfg 3", "", "cfg", 3.0),
     *(
-        point
-        for point in POINTS
-        if point.dial == "cfg 12" and point.curve not in ("CFG-Zero*", "APG, eta 1, threshold 5")
+        Point("ours, cap .5, plain cfg before", f"{start:g}", "ours cap", HIGH, {"strength": 0.5, "start": start})
+        for start in (0.05, 0.1, 0.2)
     ),
+]
+SHOWN_KINDS = ("APG, eta 0, threshold 5", "RescaleCFG .7", "CFGNorm 1", "TCFG", "cfg between ratios .3 and 3")
+GRID = [
+    Point("cfg", "cfg 3", "cfg", 3.0),
+    *(point for point in POINTS if point.dial == "cfg 12" and point.curve in ("cfg", *SHOWN_KINDS)),
+    Point("ours, cap .5", "cfg 12", "ours cap", 12.0, {"strength": 0.5}),
+    Point("ours, cap .5", "cfg 12, plain before .1", "ours cap", 12.0, {"strength": 0.5, "start": 0.1}),
 ]
 
 
@@ -162,18 +165,21 @@ def table(rows: list[Row]) -> str:
 
 def curves(rows: list[Row], path: Path) -> None:
     """Clipped pixels, chroma and distance against how well pictures meet their prompts: a line a kind of guidance."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
     parts = {"clipped": "pixels beyond the range", "chroma": "excess of chroma", "distance": "distance to the nearest"}
     panels = figure.subplots(1, len(parts))
     for panel, (name, label) in zip(panels, parts.items(), strict=True):
-        for curve in dict.fromkeys(row.curve for row in rows):
-            line = [row for row in rows if row.curve == curve]
-            style, width = ("o-", 2.4) if curve.startswith("ours") else ("o--", 1.0)
-            panel.plot([r.margin for r in line], [getattr(r, name) for r in line], style, lw=width, ms=3, label=curve)
+        for number, curve in enumerate(dict.fromkeys(row.curve for row in rows)):
+            line, colour = [row for row in rows if row.curve == curve], colormaps["tab20"](number)
+            style, width = ("o-", 2.4) if curve.startswith("ours") else ("s--", 1.0)
+            x, y = [r.margin for r in line], [getattr(r, name) for r in line]
+            panel.plot(x, y, style, color=colour, lw=width, ms=4, label=curve)
         panel.set_xlabel("likeness to the named picture (margin of cosines)")
         panel.set_ylabel(label)
+    panels[0].set_yscale("log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
 

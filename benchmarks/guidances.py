@@ -30,11 +30,11 @@ def within(model, low: float, high: float):
     return model
 
 
-def ours(model, mode: str, spread, strength: float, orthogonal: float = 1.0):
+def ours(model, mode: str, spread, strength: float, orthogonal: float = 1.0, start: float = 0.0):
     from fewstep.nodes.host.guidance import guided_model
     from fewstep.samplers.guidance import ProbabilisticGuidance
 
-    return guided_model(model, ProbabilisticGuidance(strength, mode, orthogonal), 0.0, 1.0, spread)[0]
+    return guided_model(model, ProbabilisticGuidance(strength, mode, orthogonal), start, 1.0, spread)[0]
 
 
 def ours_within(model, spread, strength: float, low: float, high: float):

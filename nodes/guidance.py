@@ -94,7 +94,7 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                 io.Model.Input("model", tooltip="Others' guidance nodes may come before and after."),
                 io.Float.Input(
                     "strength",
-                    default=0.3,
+                    default=0.5,
                     min=0.0,
                     max=10.0,
                     step=0.01,

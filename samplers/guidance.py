@@ -35,7 +35,7 @@ class ProbabilisticGuidance:
     At cfg 1, and where both predictions agree, it is exactly D_c.
     """
 
-    strength: float = 0.3
+    strength: float = 0.5
     mode: str = "cap"
     orthogonal: float = 1.0
 
@@ -44,7 +44,7 @@ class ProbabilisticGuidance:
         if self.strength < 0 or (self.mode == "fixed" and self.strength >= 1):
             raise ValueError(
                 f"The strength is {self.strength:g}; it must be 0 or more, and below 1 in the mode fixed. "
-                "0.3 is a good start; more is more guidance."
+                "0.5 is a good start; more is more guidance."
             )
         if not 0 <= self.orthogonal <= 1:
             raise ValueError(f"The orthogonal share is {self.orthogonal:g}; it must be from 0 to 1.")
