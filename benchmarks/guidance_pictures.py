@@ -198,8 +198,11 @@ def grid(model, clip, spread, path: Path) -> None:
 
 
 def done(path: Path) -> list[Row]:
-    """What an earlier run of the same settings has measured."""
-    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    """What an earlier run has measured."""
+    rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    if any((row.curve, row.dial) != (point.curve, point.dial) for row, point in zip(rows, POINTS, strict=False)):
+        raise SystemExit(f"{path} holds other settings than these. Give another file with --out.")
+    return rows
 
 
 def main() -> None:

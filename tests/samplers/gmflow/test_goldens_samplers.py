@@ -156,7 +156,8 @@ def test_the_mixtures_of_a_run(name):
             expected = Mixture(*parts)
             if key == "gmtrans" and step == len(run.sigmas) - 2:  # the authors' floor, at the end only
                 expected = Mixture(expected.means, expected.logweights, (expected.var - 1e-6).log()[:, None] / 2)
-            assert_same(found, expected, TOLERANCE, relative=2e-5)  # means reach 9
+            # Means reach 9 and log-weights -10: in float32 they move by 3e-4 from one processor to another.
+            assert_same(found, expected, TOLERANCE, relative=1e-4)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("sdespec")])
