@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 import pytest
@@ -140,6 +140,7 @@ def test_sde(name):
 
 @pytest.mark.parametrize("name", [name for name in RUNS if f"{name}.gmx0.means" in RECORDED.arrays])
 def test_the_mixtures_of_a_run(name):
+    """In float64: our own rounding, which differs between processors, must not use up the bound."""
     run, seen = Run(name), []
 
     class Spy(GMFlow):
@@ -149,15 +150,15 @@ def test_the_mixtures_of_a_run(name):
 
     draws = Draws(run)
     options = vars(run.solver) | ({"draw": draws.draw} if run.kind == "sde" else {})
-    Spy(**options)(run.predict, RECORDED.tensor("noise"), run.sigmas, noise=draws)
+    predict = replace(run.predict, network=tiny_gmdit().double())
+    Spy(**options)(predict, RECORDED.tensor("noise").double(), run.sigmas, noise=draws)
     for step, (x0, below) in enumerate(seen):
         for found, key in ((x0, "gmx0"), (below, "gmtrans")):
-            parts = (run[f"{key}.{part}"][step] for part in ("means", "logweights", "logstds"))
+            parts = (run[f"{key}.{part}"][step].double() for part in ("means", "logweights", "logstds"))
             expected = Mixture(*parts)
             if key == "gmtrans" and step == len(run.sigmas) - 2:  # the authors' floor, at the end only
                 expected = Mixture(expected.means, expected.logweights, (expected.var - 1e-6).log()[:, None] / 2)
-            # Means reach 9 and log-weights -10: in float32 they move by 3e-4 from one processor to another.
-            assert_same(found, expected, TOLERANCE, relative=1e-4)
+            assert_same(found, expected, TOLERANCE, relative=2e-5)  # means reach 9
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("sdespec")])
