@@ -65,15 +65,8 @@ class Request(Asked):
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What is kept with the result. Results of equal facts add up, whatever their number of images."""
-        return (
-            self.asked
-            | self.references
-            | {
-                "batch": self.batch,
-                "levels": self.levels,
-                "pooling": self.pooling,
-            }
-        )
+        own = {"batch": self.batch, "levels": self.levels, "pooling": self.pooling}
+        return self.asked | self.references | own
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,7 +250,7 @@ def draw_watched(denoise: Denoiser, x: Tensor, way: Tensor, measurement: Measure
 def references(request: Request, number: int) -> Tensor:
     """The latents of one batch, in the model's own scale; over and over again where there are too few."""
     at = torch.arange(number * request.batch, (number + 1) * request.batch) % len(request.latent)
-    return request.model.model.process_latent_in(request.latent[at])
+    return request.latents[at]
 
 
 # ---------------------------------------------------------------------------------------------------------

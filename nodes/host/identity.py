@@ -52,6 +52,11 @@ class Asked:
         prompt = conditioning_digest(self.positive, self.negative)
         return identify(self.model) | {"cfg": self.cfg, "prompt": prompt, "seed": self.seed}
 
+    @cached_property
+    def latents(self) -> Tensor:
+        """`latent` in the model's own scale. As in the host an empty one stays 0, whatever the format's shift."""
+        return self.model.model.process_latent_in(self.latent) if self.from_references else self.latent
+
     @property
     def references(self) -> dict[str, Any]:
         """The latents it is measured on."""

@@ -262,7 +262,7 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
         by_latent=True,
     )
     noise = torch.stack([own_noise(request, number) for number in range(count)])
-    latent = started_from(request)[torch.arange(count) % len(request.latent)]
+    latent = request.latents[torch.arange(count) % len(request.latent)]
 
     def work(denoise: Denoiser, x: Tensor) -> Schedules:
         in_batches = split(counter.watch(denoise), batch)
@@ -274,11 +274,6 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
     found = inside_sampling(guider, noise[:batch], begin, work, request.seed)
     counter.finish()
     return found
-
-
-def started_from(request: Request) -> Tensor:
-    """The latents in the model's own scale; as in the host an empty one stays 0, whatever the format's shift."""
-    return request.model.model.process_latent_in(request.latent) if request.from_references else request.latent
 
 
 def own_noise(request: Request, number: int) -> Tensor:

@@ -43,15 +43,8 @@ class Request(Asked):
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What is kept with the result; a measurement of equal facts is the same."""
-        return (
-            self.asked
-            | self.references
-            | {
-                "images": self.images,
-                "levels": self.levels,
-                "estimator": self.estimator,
-            }
-        )
+        own = {"images": self.images, "levels": self.levels, "estimator": self.estimator}
+        return self.asked | self.references | own
 
 
 def measure_spread(request: Request, node_id: str | None) -> Spread:
@@ -94,7 +87,7 @@ def references(request: Request, numbers: range, counter: Counter) -> Tensor:
     """Latents in the model's own scale: the person's, or drawn with guidance."""
     if request.from_references:
         at = torch.tensor(numbers) % len(request.latent)
-        return request.model.model.process_latent_in(request.latent[at])
+        return request.latents[at]
     sampling = request.model.get_model_object("model_sampling")
     solver = DPMSolverV3(noise_law(sampling), options=Options(order=3, last_step="denoised"))
     guider = guider_for(request.model, request.positive, request.negative, request.cfg)
