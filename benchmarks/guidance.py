@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from error_per_call import comfy
-from guidances import applied
+from fewstep.samplers.guidance import MODES
+from guidances import applied, drawn, spread_of
 from support.host_mixture import label_conditioning, mixture_model
 from support.metrics import sliced_energy_distance
 from support.mixture import Mixture
@@ -33,7 +33,7 @@ GRID: dict[str, tuple[dict[str, Any], ...]] = {
     "cfg": ({},),
     **{
         f"ours {mode}": tuple({"strength": w, "orthogonal": share} for w, share in product(STRENGTHS, SHARES))
-        for mode in ("cap", "soft", "fixed")
+        for mode in MODES
     },
     "ours in an interval": tuple(
         {"strength": w, "low": low, "high": high} for w, low, high in product((0.1, 0.3), (0.0, 0.3), (1.5, 3.0))
@@ -82,35 +82,17 @@ def fit_of(x: Tensor) -> float:
     return float((own - logits.logsumexp(1)).mean())
 
 
-def draws(model, cfg: float, scheduler: str) -> Tensor:
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, STEPS)
-    noise = torch.randn((DRAWS, *overlapping().spectrum.shape), generator=torch.Generator().manual_seed(0))
-    conditioning = (label_conditioning([LABEL]), label_conditioning([-1]))
-    sampler, latent = comfy.samplers.sampler_object("dpmpp_2m"), torch.zeros_like(noise)
-    return comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, *conditioning, latent, disable_pbar=True, seed=0
-    )
-
-
-def measured_spread(model):
-    """As the node measures it at its defaults."""
-    from fewstep.nodes.host.spread import Request, measure_spread
-
-    conditioning = (label_conditioning([LABEL]), label_conditioning([-1]))
-    latent = torch.zeros(8, *overlapping().spectrum.shape)
-    return measure_spread(Request(model, *conditioning, 4.0, latent, seed=5, images=8, levels=12), None)
-
-
 def measure(variant: str, cfgs: tuple[float, ...]) -> Iterator[Row]:
     model = mixture_model(overlapping(), variant, shift=1.0)
-    spread, truth = measured_spread(model), overlapping().sample(4 * DRAWS, 1, LABEL)
+    conditioning, shape = (label_conditioning([LABEL]), label_conditioning([-1])), overlapping().spectrum.shape
+    spread, truth = spread_of(model, conditioning, shape), overlapping().sample(4 * DRAWS, 1, LABEL)
     edge = truth.abs().flatten().kthvalue(int(0.999 * truth.numel())).values
     scheduler = "simple" if variant == "flow" else "karras"
     for kind, settings in GRID.items():
         for setting in settings:
             guided = applied(kind, model, spread, setting)
             for cfg in (1.5, 2.0, *cfgs) if kind == "cfg" else cfgs:
-                x = draws(guided, cfg, scheduler).double()
+                x = drawn(guided, conditioning, (DRAWS, *shape), cfg, scheduler, STEPS).double()
                 yield Row(
                     f"{variant}",
                     cfg,

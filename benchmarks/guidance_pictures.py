@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from error_per_call import comfy
-from guidances import applied
+from guidances import applied, drawn, spread_of
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from data import Emoji, download, pictures, select  # noqa: E402
 from evaluate import encode, named, prompts, to_the_nearest  # noqa: E402
 
 STEPS = 16
+SHAPE = (3, 64, 64)
 CLIPPED = 0.1  # beyond -1 to 1, a twentieth of the range: more than the grain on a white ground
 SHOWN = ["red apple", "blue heart", "rabbit face", "sunflower", "penguin", "hot dog", "soccer ball", "violin"]
 HIGH = 8.0  # the cfg at which the strength of what bounds it is turned
@@ -96,16 +96,14 @@ class Row:
     chroma: float
 
 
-def draw(model, clip, texts: list[str], cfg: float) -> Tensor:
-    """Pictures (N, 3, 64, 64), before they are clipped to [-1, 1]. The same noise whatever the guidance."""
-    latent = torch.zeros(len(texts), 3, 64, 64)
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", STEPS)
-    conditioning = encode(clip, texts), encode(clip, [""] * len(texts))
-    sampler = comfy.samplers.sampler_object("dpmpp_2m")
-    return comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, *conditioning, latent, disable_pbar=True, seed=0
-    )
+def draw(model, conditioning: tuple[list, list], cfg: float) -> Tensor:
+    """Pictures (N, 3, 64, 64), one a prompt, before they are clipped to [-1, 1]."""
+    return drawn(model, conditioning, (len(conditioning[0][0][0]), *SHAPE), cfg, "simple", STEPS)
+
+
+def coded(clip, texts: list[str]) -> tuple[list, list]:
+    """Positive and empty negative conditioning, one text a batch item."""
+    return encode(clip, texts), encode(clip, [""] * len(texts))
 
 
 def chroma(x: Tensor) -> Tensor:
@@ -128,26 +126,18 @@ def margin(x: Tensor, data: Tensor, wanted: list[int]) -> float:
     return float((own - likeness.amax(1)).mean())
 
 
-def measured(drawn: Tensor, wanted: list[Emoji], emoji: list[Emoji], data: Tensor) -> dict[str, float]:
+def measured(unclipped: Tensor, wanted: list[Emoji], emoji: list[Emoji], data: Tensor) -> dict[str, float]:
     """What a Row tells of the drawn pictures."""
     places = [emoji.index(one) for one in wanted]
-    truth, x = data[places], drawn.clamp(-1, 1)
+    truth, x = data[places], unclipped.clamp(-1, 1)
     return {
         "named": named(x, wanted, emoji, data)[0] / len(x),
         "margin": margin(x, data, places),
         "distance": to_the_nearest(x, data),
-        "clipped": float((drawn.abs().amax(1) > 1 + CLIPPED).double().mean()),
+        "clipped": float((unclipped.abs().amax(1) > 1 + CLIPPED).double().mean()),
         "saturated": saturated(x) - saturated(truth),
         "chroma": float(chroma(x).mean() / chroma(truth).mean()) - 1,
     }
-
-
-def spread_of(model, clip, texts: list[str]):
-    """As the node measures it at its defaults, under eight prompts."""
-    from fewstep.nodes.host.spread import Request, measure_spread
-
-    conditioning = encode(clip, texts[:8]), encode(clip, [""] * 8)
-    return measure_spread(Request(model, *conditioning, 4.0, torch.zeros(8, 3, 64, 64), 5, images=8, levels=12), None)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -186,9 +176,10 @@ def curves(rows: list[Row], path: Path) -> None:
 
 def grid(model, clip, spread, path: Path) -> None:
     """Eight prompts with the same noise, a row a kind of guidance, with its name."""
+    conditioning = coded(clip, SHOWN)
     sheet = Image.new("RGB", (200 + 96 * len(SHOWN), 96 * len(GRID)), "white")
     for row, point in enumerate(GRID):
-        x = draw(applied(point.kind, model, spread, point.setting), clip, SHOWN, point.cfg).clamp(-1, 1)
+        x = draw(applied(point.kind, model, spread, point.setting), conditioning, point.cfg).clamp(-1, 1)
         name = f"{point.curve}\n{point.dial}"
         ImageDraw.Draw(sheet).text((8, 96 * row + 34), name, "black", font_size=13)
         for column, one in enumerate(x.permute(0, 2, 3, 1).add(1).mul(127.5).round().byte().numpy()):
@@ -222,14 +213,14 @@ def main() -> None:
     data, wanted = torch.from_numpy(pictures(package, emoji)), prompts(emoji, args.prompts)
     texts = [one.name for one in wanted]
     model, clip = load_model("flow"), load_clip()
-    spread = spread_of(model, clip, texts)
+    spread = spread_of(model, coded(clip, texts[:8]), SHAPE)
     if args.grid:
         grid(model, clip, spread, args.grid)
         return
-    rows = done(args.out)
+    rows, conditioning = done(args.out), coded(clip, texts)
     for point in POINTS[len(rows) :]:
-        drawn = draw(applied(point.kind, model, spread, point.setting), clip, texts, point.cfg)
-        rows.append(Row(point.curve, point.dial, **measured(drawn, wanted, emoji, data)))
+        x = draw(applied(point.kind, model, spread, point.setting), conditioning, point.cfg)
+        rows.append(Row(point.curve, point.dial, **measured(x, wanted, emoji, data)))
         args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
         print(rows[-1], flush=True)
     print(table(rows))

@@ -1,4 +1,4 @@
-"""The kinds of guidance that the benchmarks compare, each as a MODEL with the host's own node, or ours."""
+"""The kinds of guidance that the benchmarks compare, each as a MODEL with the host's own node, or ours; and draws."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
+from error_per_call import comfy
+from fewstep.samplers.guidance import MODES
 from torch import Tensor
 
 
@@ -45,7 +48,7 @@ def applied(kind: str, model, spread, setting: dict[str, Any]):
     """The MODEL with a kind of guidance at a setting."""
     made: dict[str, Callable] = {
         "cfg": lambda: model,
-        **{f"ours {mode}": partial(ours, model, mode, spread) for mode in ("cap", "soft", "fixed")},
+        **{f"ours {mode}": partial(ours, model, mode, spread) for mode in MODES},
         "ours in an interval": partial(ours_within, model, spread),
         "APG": lambda eta, threshold: node("nodes_apg.APG").execute(model, eta, threshold, 0.0).args[0],
         "RescaleCFG": lambda multiplier: node("nodes_model_advanced.RescaleCFG")().patch(model, multiplier)[0],
@@ -55,3 +58,20 @@ def applied(kind: str, model, spread, setting: dict[str, Any]):
         "interval": partial(within, model),
     }
     return made[kind](**setting)
+
+
+def spread_of(model, conditioning: tuple[list, list], shape):
+    """As the node measures it at its defaults, on latents of a shape (C, H, W)."""
+    from fewstep.nodes.host.spread import Request, measure_spread
+
+    return measure_spread(Request(model, *conditioning, 4.0, torch.zeros(8, *shape), 5, images=8, levels=12), None)
+
+
+def drawn(model, conditioning: tuple[list, list], shape, cfg: float, scheduler: str, steps: int) -> Tensor:
+    """By dpmpp_2m, latents of a shape (B, C, H, W); the same noise whatever the guidance."""
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    sampler, latent = comfy.samplers.sampler_object("dpmpp_2m"), torch.zeros(shape)
+    return comfy.sample.sample_custom(
+        model, noise, cfg, sampler, sigmas, *conditioning, latent, disable_pbar=True, seed=0
+    )

@@ -69,10 +69,8 @@ def measure(problem: Problem, solvers: list[str], budgets: list[int]) -> Iterato
         sampler = sampler_of(solver, measured)
         shared.pop("search", None)
         for calls in budgets:
-            for name in comfy.samplers.SCHEDULER_NAMES:
-                sigmas = host_entry("euler", name).make(problem, calls)[1]
-                if len(sigmas) - 1 <= calls:
-                    yield Row(problem.name, solver, calls, name, *errors(problem, sampler, sigmas, calls))
+            for name, sigmas in host_schedules(problem, calls).items():
+                yield Row(problem.name, solver, calls, name, *errors(problem, sampler, sigmas, calls))
             request = Request(
                 problem.model, *conditioning, problem.cfg, latent, 99, calls, solver,
                 trajectories=TRAJECTORIES, statistics=measured if solver == "dpm_solver_v3" else None,
@@ -85,10 +83,17 @@ def measure(problem: Problem, solvers: list[str], budgets: list[int]) -> Iterato
             yield Row(problem.name, solver, calls, "searched", *errors(problem, sampler, sigmas, calls))
 
 
-def least(problem: Problem, solver: str, calls: int, tries: int = 300) -> float:
-    """The geometric mean error of a schedule fitted to the very seeds it is measured on: more no search can win."""
-    sampler = sampler_of(solver, statistics_of(problem) if solver == "dpm_solver_v3" else None)
-    schedules = [host_entry("euler", name).make(problem, calls)[1] for name in comfy.samplers.SCHEDULER_NAMES]
+def host_schedules(problem: Problem, calls: int) -> dict[str, Tensor]:
+    """By name, those that so many calls pay for."""
+    made = {name: host_entry("euler", name).make(problem, calls)[1] for name in comfy.samplers.SCHEDULER_NAMES}
+    return {name: sigmas for name, sigmas in made.items() if len(sigmas) - 1 <= calls}
+
+
+def fitted(problem: Problem, sampler, calls: int, tries: int = 300) -> float:
+    """The geometric mean error of a schedule fitted, from the host's best, to the very seeds it is measured on.
+
+    By Powell's method, which is local, and with the end at 0: a mark to judge a search by, and no bound.
+    """
 
     def error(sigmas: Tensor) -> float:
         return errors(problem, sampler, sigmas, calls)[2]
@@ -97,7 +102,8 @@ def least(problem: Problem, solver: str, calls: int, tries: int = 300) -> float:
         descending = torch.tensor(sorted(logs, reverse=True), dtype=torch.float32).exp()
         return math.log(error(torch.cat([descending.clamp(max=float(problem.sampling.sigma_max)), torch.zeros(1)])))
 
-    best = min((sigmas for sigmas in schedules if len(sigmas) - 1 == calls), key=error)
+    whole = (sigmas for sigmas in host_schedules(problem, calls).values() if len(sigmas) - 1 == calls)
+    best = min(whole, key=error)
     return math.exp(minimize(of_logarithms, best[:-1].log(), method="Powell", options={"maxfev": tries}).fun)
 
 
@@ -128,13 +134,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("optimal_steps.json"))
     parser.add_argument(
-        "--least", action="store_true", help="instead: what a schedule fitted to the seeds themselves has"
+        "--fitted", action="store_true", help="instead: what a schedule fitted to the seeds themselves has"
     )
     args = parser.parse_args()
-    if args.least:
-        for name, solver, calls in product(args.problems, args.solvers, args.calls):
-            found = least(PROBLEMS[name](args.seeds), solver, calls)
-            print(f"{name}, {solver}, {calls} calls: {found:.1e} fitted to these {args.seeds} seeds", flush=True)
+    if args.fitted:
+        for name in args.problems:
+            problem = PROBLEMS[name](args.seeds)
+            measured = statistics_of(problem) if "dpm_solver_v3" in args.solvers else None
+            for solver, calls in product(args.solvers, args.calls):
+                error = fitted(problem, sampler_of(solver, measured), calls)
+                print(f"{name}, {solver}, {calls} calls: {error:.1e} fitted to these {args.seeds} seeds", flush=True)
         return
     rows: list[Row] = []
     for name in args.problems:
