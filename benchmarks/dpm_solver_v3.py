@@ -63,7 +63,7 @@ def first(conditioning: list, count: int) -> list:
 
 def statistics_of(problem: Problem):
     """Measured as the node does at its defaults, a batch of images at a time to save minutes."""
-    from fewstep.nodes.host.estimate import Request, estimate
+    from fewstep.nodes.measuring.estimate import Request, estimate
 
     latent = torch.zeros_like(problem.noise[:4])
     given = (problem.model, first(problem.positive, 4), first(problem.negative, 4), problem.cfg, latent)

@@ -197,7 +197,7 @@ def done(path: Path) -> list[Row]:
 
 
 def main() -> None:
-    from fewstep.nodes.host.demo_model import load_clip, load_model
+    from fewstep.nodes.models.demo import load_clip, load_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DEMO / ".state", help="where the picture archive is or goes")

@@ -62,7 +62,7 @@ def applied(kind: str, model, spread, setting: dict[str, Any]):
 
 def spread_of(model, conditioning: tuple[list, list], shape):
     """As the node measures it at its defaults, on latents of a shape (C, H, W)."""
-    from fewstep.nodes.host.spread import Request, measure_spread
+    from fewstep.nodes.measuring.spread import Request, measure_spread
 
     return measure_spread(Request(model, *conditioning, 4.0, torch.zeros(8, *shape), 5, images=8, levels=12), None)
 

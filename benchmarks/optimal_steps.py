@@ -59,7 +59,7 @@ def sampler_of(solver: str, measured: Any):
 
 def measure(problem: Problem, solvers: list[str], budgets: list[int]) -> Iterator[Row]:
     """All rows of a problem. What the searches of several numbers of steps share is done once."""
-    from fewstep.nodes.host.search import Kept, Request, search_schedule
+    from fewstep.nodes.measuring.search import Kept, Request, search_schedule
 
     measured = statistics_of(problem) if "dpm_solver_v3" in solvers else None
     conditioning = (first(problem.positive, 2 * TRAJECTORIES), first(problem.negative, 2 * TRAJECTORIES))

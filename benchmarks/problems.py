@@ -8,7 +8,7 @@ import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from fewstep.nodes.host.demo_model import load_clip, load_model
+from fewstep.nodes.models.demo import load_clip, load_model
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
 from support.host_mixture import label_conditioning, mixture_model
 from support.mixture import GuidedMixture, converged, picture_like

@@ -39,8 +39,8 @@ import comfy.samplers  # noqa: E402
 from fewstep.nodes.host.noise_law import noise_law  # noqa: E402
 from fewstep.nodes.host.sampler import restart_sampler  # noqa: E402
 from fewstep.samplers.noise_law import NoiseLaw  # noqa: E402
-from fewstep.schedulers.restart_plan import Interval  # noqa: E402
-from fewstep.schedulers.restart_request import requested_plan  # noqa: E402
+from fewstep.schedulers.restart.plan import Interval  # noqa: E402
+from fewstep.schedulers.restart.request import requested_plan  # noqa: E402
 from problems import Problem, run  # noqa: E402
 from support.host_mixture import MixtureNetwork, label_conditioning, mixture_model  # noqa: E402
 from support.mixture import Mixture, picture_like  # noqa: E402

@@ -22,9 +22,9 @@ from torch import Tensor
 start_host()
 import comfy.model_management  # noqa: E402
 import comfy.samplers  # noqa: E402
-from fewstep.nodes.host.demo_model import EmojiLatent, load_clip, load_model  # noqa: E402
 from fewstep.nodes.host.gmflow import Choice, Guidance, gmflow_guider, gmflow_sampler  # noqa: E402
-from fewstep.nodes.host.measuring import guider_for  # noqa: E402
+from fewstep.nodes.measuring.running import guider_for  # noqa: E402
+from fewstep.nodes.models.demo import EmojiLatent, load_clip, load_model  # noqa: E402
 
 HERE = Path(__file__).parent
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 start_host()
 import comfy.ops  # noqa: E402
-from fewstep.nodes.host import demo_network as net  # noqa: E402
+from fewstep.nodes.models import demo_network as net  # noqa: E402
 
 HERE = Path(__file__).parent
 MIXTURE_SHARE = 0.25  # the likelihood's weight beside the squared error: the trunk learns from both

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .host.demo_model import VARIANTS, load_clip, load_model, load_vae
+from .models.demo import VARIANTS, load_clip, load_model, load_vae
 
 
 class FewStepDemoModel(io.ComfyNode):

@@ -11,10 +11,10 @@ from ..samplers.dpm_solver_v3.plan import CORRECTORS, LAST_STEPS
 from ..samplers.dpm_solver_v3.pooling import POOLINGS
 from . import inputs
 from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
-from .host.estimate import DERIVATIVES, Part, Request, estimate, latent_for, published_range
 from .host.files import find, key_of, path_for, statistics_names
-from .host.interrupted import Interrupted
 from .host.progress import show_text
+from .measuring.estimate import DERIVATIVES, Part, Request, estimate, latent_for, published_range
+from .measuring.interrupted import Interrupted
 
 StatisticsType = io.Custom("FEWSTEP_STATISTICS")
 interrupted: Interrupted[dict[int, Part]] = Interrupted(dict, most=4)

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from . import inputs
 from .host.gmflow import MODES, Choice, Guidance, gmflow_guider, gmflow_sampler
-from .host.gmflow_model import label_conditioning, load_gmflow, model_names, path_of
+from .models.gmflow import label_conditioning, load_gmflow, model_names, path_of
 
 CATEGORY = "FewStep/gmflow"
 

@@ -8,11 +8,11 @@ from ..samplers.choices import check_choice
 from ..samplers.guidance import MODES, ProbabilisticGuidance
 from ..samplers.spread import load_spread
 from . import inputs
-from .host.estimate import latent_for
 from .host.files import key_of, path_for
 from .host.guidance import guided_model
 from .host.progress import show_text
-from .host.spread import ESTIMATORS, Request, measure_spread
+from .measuring.estimate import latent_for
+from .measuring.spread import ESTIMATORS, Request, measure_spread
 
 SpreadType = io.Custom("FEWSTEP_SPREAD")
 

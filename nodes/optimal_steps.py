@@ -9,13 +9,13 @@ from ..samplers.choices import check_choice
 from ..schedulers.optimal_steps.schedules import load_schedules
 from . import inputs
 from .dpm_solver_v3 import StatisticsType
-from .host.chart import chart
-from .host.estimate import latent_for
 from .host.files import find, key_of, names_of, path_for
-from .host.interrupted import Interrupted
 from .host.loading import TABLES, loaded
 from .host.progress import show_text
-from .host.search import SOLVERS, STARTS, Kept, Request, search_schedule
+from .measuring.chart import chart
+from .measuring.estimate import latent_for
+from .measuring.interrupted import Interrupted
+from .measuring.search import SOLVERS, STARTS, Kept, Request, search_schedule
 
 ScheduleType = io.Custom("FEWSTEP_SCHEDULE")
 interrupted: Interrupted[Kept] = Interrupted(Kept, most=2)

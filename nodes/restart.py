@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..schedulers.restart_plan import UNITS, Interval, check_interval
-from ..schedulers.restart_presets import PRESETS
-from ..schedulers.restart_request import BUDGETS, requested_plan
+from ..schedulers.restart.plan import UNITS, Interval, check_interval
+from ..schedulers.restart.presets import PRESETS
+from ..schedulers.restart.request import BUDGETS, requested_plan
 from .host.noise_law import noise_law
 from .host.progress import show_text
 from .host.sampler import restart_sampler

@@ -23,7 +23,7 @@ def restart(
     law: NoiseLaw = VARIANCE_EXPLODING,
     s_noise: float = 1.0,
 ) -> Tensor:
-    """Solve `sigmas` (N + 1,), whose upward jumps mean "noise up to here"; see schedulers.restart_plan.
+    """Solve `sigmas` (N + 1,), whose upward jumps mean "noise up to here"; see schedulers.restart.plan.
 
     Every falling run is a call of `inner` of its own, so no history crosses a jump. A schedule that was cut
     anywhere still runs: a run of one sigma has no step, and a jump at the end leaves x noised.

@@ -1,1 +1,1 @@
-"""The only code of the pack that imports comfy: one file a contact point."""
+"""Contact with comfy, one file a contact point. Only nodes/ and its folders import it."""

@@ -17,7 +17,7 @@ NEEDED = ("solver", "steps", "shift_factor", "is_flow")
 
 @dataclass(frozen=True, eq=False)
 class Schedules:
-    """sigmas: of each number of steps. facts: for what they were searched; see nodes.host.search.
+    """sigmas: of each number of steps. facts: for what they were searched; see nodes.measuring.search.
 
     facts["errors"] maps a number of steps to [geometric mean, mean, median] over latents that the search did not see;
     facts["compared"] the name of every schedule that was tried at facts["steps"] to the same; facts["chosen"] is the

@@ -26,7 +26,7 @@ def test_every_module_imports_without_comfyui(package):
 
 
 def test_the_block_is_a_real_one():
-    assert run(f"{BLOCK}; import fewstep.nodes.host.demo_model").returncode != 0
+    assert run(f"{BLOCK}; import fewstep.nodes.models.demo").returncode != 0
 
 
 def test_importing_the_pack_loads_nothing_heavy():

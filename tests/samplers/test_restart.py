@@ -11,7 +11,7 @@ import torch
 from fewstep.samplers.heun import heun
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING, NoiseLaw
 from fewstep.samplers.restart import restart, solver_steps
-from fewstep.schedulers.restart_plan import Interval, restart_plan, rho_grid
+from fewstep.schedulers.restart.plan import Interval, restart_plan, rho_grid
 from support.metrics import directions, pair_sums, sliced_energy_distance, sliced_energy_distances
 from support.mixture import GuidedMixture, Mixture, picture_like
 from support.recording import Recording

@@ -16,8 +16,8 @@ from fewstep.samplers.contract import Denoiser
 from fewstep.samplers.heun import heun
 from fewstep.samplers.noise_law import VARIANCE_EXPLODING
 from fewstep.samplers.restart import restart
-from fewstep.schedulers.restart_plan import Interval, RestartPlan, Segment, restart_plan, rho_grid
-from fewstep.schedulers.restart_presets import PRESETS
+from fewstep.schedulers.restart.plan import Interval, RestartPlan, Segment, restart_plan, rho_grid
+from fewstep.schedulers.restart.presets import PRESETS
 from support.goldens import FOLDER, Arrays
 from torch import Tensor
 
@@ -235,7 +235,7 @@ def alpha_and_ratio() -> tuple[np.ndarray, np.ndarray]:
 
 
 def time_grid(top: float, bottom: float, points: int) -> list[float]:
-    """`grid` of restart_plan: whole time steps, evenly spaced, between those nearest to the ends."""
+    """`grid` of a plan: whole time steps, evenly spaced, between those nearest to the ends."""
     ratio = alpha_and_ratio()[1]
     first, last = (int(np.abs(ratio - end).argmin()) for end in (top, bottom))
     return ratio[np.linspace(first, last, points).round().astype(int)].tolist()

@@ -16,8 +16,8 @@ from itertools import pairwise
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from ..samplers.choices import check_choice
-from ..samplers.noise_law import NoiseLaw
+from ...samplers.choices import check_choice
+from ...samplers.noise_law import NoiseLaw
 
 RHO = 7.0  # of EDM's grid, arXiv 2206.00364 eq. 5
 UNITS = ("noise_to_signal", "sigma", "step")

@@ -51,20 +51,20 @@ def models(tmp_path, host) -> Iterator[Path]:
 
 
 def load(name: str = "tiny.safetensors"):
-    from fewstep.nodes.host.gmflow_model import load_gmflow
+    from fewstep.nodes.models.gmflow import load_gmflow
 
     return load_gmflow(name)
 
 
 def labels(model, label: str = "3") -> tuple[list, list]:
-    from fewstep.nodes.host.gmflow_model import label_conditioning
+    from fewstep.nodes.models.gmflow import label_conditioning
 
     return label_conditioning(model, label)
 
 
 def demo(positive: str = "red apple", negative: str = ""):
     """The bundled gmflow model and its two prompts."""
-    from fewstep.nodes.host.demo_model import load_clip, load_model
+    from fewstep.nodes.models.demo import load_clip, load_model
 
     clip = load_clip()
     prompts = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (positive, negative))
@@ -78,7 +78,7 @@ def guider(model, positive: list, negative: list, *, strength: float = 0.45, **r
 
 
 def cfg_guider(model, positive: list, negative: list, *, cfg: float):
-    from fewstep.nodes.host.measuring import guider_for
+    from fewstep.nodes.measuring.running import guider_for
 
     return guider_for(model, positive, negative, cfg)
 
@@ -424,13 +424,13 @@ def test_files_that_cannot_be_used_are_told(models):
 
 
 def number(label: str, names: tuple[str, ...] = (), classes: int = 1000) -> int:
-    from fewstep.nodes.host.gmflow_model import number_of
+    from fewstep.nodes.models.gmflow import number_of
 
     return number_of(label, names, classes)
 
 
 def test_a_label_is_a_number_or_a_name():
-    from fewstep.nodes.host.gmflow_model import imagenet_names
+    from fewstep.nodes.models.gmflow import imagenet_names
 
     names = imagenet_names()
     assert len(names) == 1000

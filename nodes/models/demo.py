@@ -24,8 +24,8 @@ from comfy.model_base import ModelType
 from torch import Tensor, nn
 
 from ...samplers.gmflow import Mixture
+from ..host.mixtures import MixtureNetwork
 from .demo_network import CONTEXT_WORDS, PIXEL_MEAN, PIXEL_SCALE, TEXT_WIDTH, DemoNetwork
-from .mixtures import MixtureNetwork
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "emoji.safetensors"
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from comfy.model_base import ModelType
 from torch import Tensor
 
 from ...samplers.gmflow import GMDiT, GMDiTConfig, SpectrumNetwork, check_state_dict
-from .mixtures import MixtureNetwork
+from ..host.mixtures import MixtureNetwork
 
 FOLDER = "diffusion_models"
 IMAGENET_CLASSES = 1000

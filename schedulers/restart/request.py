@@ -1,13 +1,13 @@
-"""What a person asks of Restart -> the plan: presets and budgets on top of restart_plan."""
+"""What a person asks of Restart -> the plan: presets and budgets on top of plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..samplers.choices import check_choice
-from ..samplers.noise_law import NoiseLaw
-from .restart_plan import Interval, RestartPlan, check_disjoint, clip, ratio_of, resolve, restart_plan, within_budget
-from .restart_presets import PRESETS
+from ...samplers.choices import check_choice
+from ...samplers.noise_law import NoiseLaw
+from .plan import Interval, RestartPlan, check_disjoint, clip, ratio_of, resolve, restart_plan, within_budget
+from .presets import PRESETS
 
 BUDGETS = ("keep_steps", "add_steps")
 

@@ -27,7 +27,7 @@ def model(kind: str = "eps", shift: float = 3.0):
 
 
 def request(patcher, **changed):
-    from fewstep.nodes.host.search import Request
+    from fewstep.nodes.measuring.search import Request
     from support.host_mixture import label_conditioning
 
     given = {
@@ -43,7 +43,7 @@ def request(patcher, **changed):
 
 
 def searched(patcher, kept=None, **changed) -> Schedules:
-    from fewstep.nodes.host.search import Kept, search_schedule
+    from fewstep.nodes.measuring.search import Kept, search_schedule
 
     return search_schedule(request(patcher, **changed), kept or Kept(), None)
 
@@ -74,7 +74,7 @@ def sample(patcher, sampler, sigmas, noise, labels, cfg: float = 1.0, latent=Non
 @pytest.mark.parametrize("end", [0.0, 0.02])
 def test_a_student_is_the_hosts_sampler(kind, name, student, end):
     import comfy.samplers
-    from fewstep.nodes.host.search import Bench
+    from fewstep.nodes.measuring.search import Bench
     from fewstep.schedulers.optimal_steps import Task, Teacher
     from support.mixture import GuidedMixture
 
@@ -127,7 +127,7 @@ def test_less_noise_begins_where_the_hosts_simple_schedule_does():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("denoise", [1.0, 0.5])
 def test_the_teachers_nodes(kind, denoise):
-    from fewstep.nodes.host.search import teacher_sigmas
+    from fewstep.nodes.measuring.search import teacher_sigmas
 
     asked = request(model(kind), teacher_steps=100, denoise=denoise)
     sigmas = teacher_sigmas(asked)
@@ -165,7 +165,7 @@ def test_what_it_promises_is_what_the_hosts_sampler_gets(solver, middle):
     An empty latent starts from 0 in the model's own scale, as in the host, whatever the format calls 0.
     """
     import comfy.samplers
-    from fewstep.nodes.host.search import Kept, own_noise
+    from fewstep.nodes.measuring.search import Kept, own_noise
     from fewstep.samplers.noise_law import VARIANCE_EXPLODING
     from support.host_mixture import MixtureLatent
     from support.mixture import GuidedMixture, converged
@@ -191,7 +191,7 @@ def test_a_search_is_the_same_again_and_another_seed_is_another(found):
 
 
 def test_no_more_calls_than_were_announced(monkeypatch):
-    from fewstep.nodes.host import search
+    from fewstep.nodes.measuring import search
 
     counters = []
 
@@ -230,7 +230,7 @@ def test_less_noise_starts_from_the_pictures():
 
 def test_a_cancelled_search_goes_on_after_its_last_finished_phase():
     import comfy.model_management
-    from fewstep.nodes.host.search import Kept
+    from fewstep.nodes.measuring.search import Kept
     from support.host_mixture import fail
 
     patcher, kept = model("flow"), Kept()
@@ -365,7 +365,7 @@ def test_a_published_table_says_what_it_is_for(name):
 
 
 def test_the_chart(found, monkeypatch):
-    from fewstep.nodes.host.chart import chart
+    from fewstep.nodes.measuring.chart import chart
 
     picture, remark = chart(found)
     assert picture is not None and picture.shape[0] == 1 and picture.shape[3] == 3 and remark == ""
@@ -377,7 +377,7 @@ def test_the_chart(found, monkeypatch):
 
 def test_the_batch_that_fits_is_one_at_least(monkeypatch):
     import comfy.model_management
-    from fewstep.nodes.host.search import batch_of
+    from fewstep.nodes.measuring.search import batch_of
 
     asked = request(model("eps"))
     assert batch_of(asked) == 8

@@ -18,7 +18,7 @@ from fewstep.samplers.dpm_solver_v3.sums import Sums
 from support.mixture import picture_like
 
 if TYPE_CHECKING:
-    from fewstep.nodes.host.estimate import Part
+    from fewstep.nodes.measuring.estimate import Part
 
 pytestmark = pytest.mark.usefixtures("host")
 LABELS = [0, 3]
@@ -31,7 +31,7 @@ def model(kind: str = "eps", shift: float = 3.0):
 
 
 def request(patcher, **changed):
-    from fewstep.nodes.host.estimate import Request
+    from fewstep.nodes.measuring.estimate import Request
     from support.host_mixture import label_conditioning
 
     given = {
@@ -50,7 +50,7 @@ def request(patcher, **changed):
 
 
 def estimate(patcher, known=None, parts=None, **changed) -> Measured:
-    from fewstep.nodes.host.estimate import estimate
+    from fewstep.nodes.measuring.estimate import estimate
 
     return estimate(request(patcher, **changed), known, {} if parts is None else parts, None)
 
@@ -91,7 +91,7 @@ def test_the_check_finds_that_statistics_help(kind):
 @pytest.mark.parametrize("kind", ["eps", "flow"])
 @pytest.mark.parametrize("drawn", [True, False])
 def test_the_calls_are_as_many_as_were_promised(kind, drawn, monkeypatch):
-    from fewstep.nodes.host import estimate as module
+    from fewstep.nodes.measuring import estimate as module
 
     totals = []
 
@@ -449,8 +449,8 @@ def test_statistics_halve_the_error_of_the_hosts_own_sampler_on_its_usual_schedu
 def test_it_runs_between_the_jumps_of_a_restart(measured):
     import comfy.samplers
     from fewstep.samplers.noise_law import VARIANCE_EXPLODING
-    from fewstep.schedulers.restart_plan import Interval
-    from fewstep.schedulers.restart_request import requested_plan
+    from fewstep.schedulers.restart.plan import Interval
+    from fewstep.schedulers.restart.request import requested_plan
 
     patcher = model("eps")
     sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "karras", 12)

@@ -29,11 +29,11 @@ from ...samplers.dpm_solver_v3.observe import (
 from ...samplers.dpm_solver_v3.pooling import Pooling
 from ...samplers.dpm_solver_v3.sums import Sums
 from ...samplers.noise_law import NoiseLaw
-from .dpm_solver_v3 import solver_for
-from .identity import Asked
-from .measuring import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
-from .noise import seeded
-from .noise_law import noise_law
+from ..host.dpm_solver_v3 import solver_for
+from ..host.identity import Asked
+from ..host.noise import seeded
+from ..host.noise_law import noise_law
+from .running import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
 
 DERIVATIVES = ("auto", "forward_mode", "differences")
 # Of noise-to-signal: above the first everything is noise, and below the last the host's schedules have no node.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
-from fewstep.schedulers.restart_plan import Interval
-from fewstep.schedulers.restart_request import requested_plan
+from fewstep.schedulers.restart.plan import Interval
+from fewstep.schedulers.restart.request import requested_plan
 from support.mixture import picture_like
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -220,7 +220,7 @@ def test_latents_of_other_shapes(shape, law):
     """One Gaussian of variance 1 in every element, so any shape has an exact model."""
     from fewstep.nodes.host.noise import ItemNoise
     from fewstep.samplers.restart import restart
-    from fewstep.schedulers.restart_plan import restart_plan, rho_grid
+    from fewstep.schedulers.restart.plan import restart_plan, rho_grid
 
     def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
         return x * law.alpha(sigma) / (law.alpha(sigma) ** 2 + sigma**2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .restart_plan import Interval
+from .plan import Interval
 
 
 def listed(*entries: tuple[int, int, float, float]) -> Callable[[int], tuple[Interval, ...]]:

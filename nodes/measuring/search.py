@@ -34,12 +34,12 @@ from ...schedulers.optimal_steps import (
     search,
 )
 from ...schedulers.optimal_steps.schedules import Schedules
-from .dpm_solver_v3 import NEAR_THE_END, Choice, solver_for, table_for
-from .identity import Asked, conditioning_digest, identify
-from .measuring import Counter, guider_for, inside_sampling
-from .noise import seeded
-from .noise_law import noise_law
-from .schedules import rivals, shift_of, sigma_at
+from ..host.dpm_solver_v3 import NEAR_THE_END, Choice, solver_for, table_for
+from ..host.identity import Asked, conditioning_digest, identify
+from ..host.noise import seeded
+from ..host.noise_law import noise_law
+from ..host.schedules import rivals, shift_of, sigma_at
+from .running import Counter, guider_for, inside_sampling
 
 SOLVERS = ("euler", "dpmpp_2m", "dpm_solver_v3")
 STARTS = ("auto", "sigma_max")

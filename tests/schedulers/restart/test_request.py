@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING, NoiseLaw
-from fewstep.schedulers.restart_plan import Interval, RestartPlan, rho_grid
-from fewstep.schedulers.restart_presets import PRESETS
-from fewstep.schedulers.restart_request import BUDGETS, requested_plan
+from fewstep.schedulers.restart.plan import Interval, RestartPlan, rho_grid
+from fewstep.schedulers.restart.presets import PRESETS
+from fewstep.schedulers.restart.request import BUDGETS, requested_plan
 
 LAWS = pytest.mark.parametrize("law", [VARIANCE_EXPLODING, FLOW], ids=["ve", "flow"])
 

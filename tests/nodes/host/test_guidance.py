@@ -22,7 +22,7 @@ def model(kind: str = "eps"):
 
 
 def measured(patcher, **changed) -> Spread:
-    from fewstep.nodes.host.spread import Request, measure_spread
+    from fewstep.nodes.measuring.spread import Request, measure_spread
     from support.host_mixture import label_conditioning
 
     given = {
@@ -88,7 +88,7 @@ def test_given_pictures_are_the_references():
 
 
 def test_the_known_number_of_calls(monkeypatch):
-    from fewstep.nodes.host import spread as module
+    from fewstep.nodes.measuring import spread as module
 
     counters = []
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("host")
 
 @pytest.fixture(scope="module")
 def demo(host):
-    from fewstep.nodes.host import demo_model
+    from fewstep.nodes.models import demo as demo_model
 
     return demo_model
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING, NoiseLaw
 from fewstep.samplers.restart import solver_steps
-from fewstep.schedulers.restart_plan import Interval, RestartPlan, fewer_steps, restart_plan, rho_grid, within_budget
+from fewstep.schedulers.restart.plan import Interval, RestartPlan, fewer_steps, restart_plan, rho_grid, within_budget
 
 LAWS = pytest.mark.parametrize("law", [VARIANCE_EXPLODING, FLOW], ids=["ve", "flow"])
 CASES = pytest.mark.parametrize("case", range(50))

@@ -15,8 +15,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...samplers.contract import Denoiser
-from .progress import show_text
-from .sampler import denoiser
+from ..host.progress import show_text
+from ..host.sampler import denoiser
 
 Result = TypeVar("Result")
 NOTHING_TO_MEASURE = (

@@ -15,11 +15,11 @@ from ...samplers.contract import Denoiser
 from ...samplers.dpm_solver_v3 import DPMSolverV3, Options
 from ...samplers.dpm_solver_v3.observe import by_differences
 from ...samplers.spread import Spread
+from ..host.identity import Asked
+from ..host.noise import seeded
+from ..host.noise_law import noise_law
 from .estimate import draw_with, level_sigmas
-from .identity import Asked
-from .measuring import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
-from .noise import seeded
-from .noise_law import noise_law
+from .running import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
 
 ESTIMATORS = ("residual", "derivative")
 DRAWING_STEPS = 20
