@@ -13,7 +13,8 @@ from . import inputs
 from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
 from .host.files import find, key_of, path_for, statistics_names
 from .host.progress import show_text
-from .measuring.estimate import DERIVATIVES, Part, Request, estimate, latent_for, published_range
+from .measuring.asked import latent_for
+from .measuring.estimate import DERIVATIVES, Part, Request, estimate, published_range
 from .measuring.interrupted import Interrupted
 
 StatisticsType = io.Custom("FEWSTEP_STATISTICS")

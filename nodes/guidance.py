@@ -11,7 +11,7 @@ from . import inputs
 from .host.files import key_of, path_for
 from .host.guidance import guided_model
 from .host.progress import show_text
-from .measuring.estimate import latent_for
+from .measuring.asked import latent_for
 from .measuring.spread import ESTIMATORS, Request, measure_spread
 
 SpreadType = io.Custom("FEWSTEP_SPREAD")

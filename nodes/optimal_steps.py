@@ -12,8 +12,8 @@ from .dpm_solver_v3 import StatisticsType
 from .host.files import find, key_of, names_of, path_for
 from .host.loading import TABLES, loaded
 from .host.progress import show_text
+from .measuring.asked import latent_for
 from .measuring.chart import chart
-from .measuring.estimate import latent_for
 from .measuring.interrupted import Interrupted
 from .measuring.search import SOLVERS, STARTS, Kept, Request, search_schedule
 

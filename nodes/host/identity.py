@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,39 +27,6 @@ def identify(model: ModelPatcher) -> dict[str, Any]:
         "sigma_max": float(sampling.sigma_max),
         "sigma_min": float(sampling.sigma_min),
     }
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """On what a person wants something measured. latent: all zeros, or pictures."""
-
-    model: ModelPatcher
-    positive: list
-    negative: list
-    cfg: float
-    latent: Tensor
-    seed: int
-
-    @cached_property
-    def from_references(self) -> bool:
-        return bool(self.latent.count_nonzero())
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """The part that every measurement keeps of it, as JSON values."""
-        prompt = conditioning_digest(self.positive, self.negative)
-        return identify(self.model) | {"cfg": self.cfg, "prompt": prompt, "seed": self.seed}
-
-    @cached_property
-    def latents(self) -> Tensor:
-        """`latent` in the model's own scale. As in the host an empty one stays 0, whatever the format's shift."""
-        return self.model.model.process_latent_in(self.latent) if self.from_references else self.latent
-
-    @property
-    def references(self) -> dict[str, Any]:
-        """The latents it is measured on."""
-        references = conditioning_digest([self.latent]) if self.from_references else "drawn"
-        return {"latent": list(self.latent.shape[1:]), "references": references}
 
 
 def differences(facts: dict[str, Any], here: dict[str, Any], remedy: str) -> list[str]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
 
-import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -30,9 +29,9 @@ from ...samplers.dpm_solver_v3.pooling import Pooling
 from ...samplers.dpm_solver_v3.sums import Sums
 from ...samplers.noise_law import NoiseLaw
 from ..host.dpm_solver_v3 import solver_for
-from ..host.identity import Asked
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
+from .asked import Asked
 from .running import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
 
 DERIVATIVES = ("auto", "forward_mode", "differences")
@@ -92,17 +91,6 @@ class Automatic:
                 log.info("Forward-mode derivatives are not to be had on this model (%s); taking differences.", error)
                 self.name = "differences"
         return by_differences(denoise, x, sigma, denoised, u)
-
-
-def latent_for(model: ModelPatcher, latent: dict[str, Any]) -> Tensor:
-    """The samples of a LATENT, with the model's channels where it is empty. Raises ValueError for nested latents."""
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    if samples.is_nested:
-        raise ValueError(
-            "This latent holds several parts (picture and sound), which cannot be measured yet. Use DPM-Solver-v3 "
-            "without statistics on this model."
-        )
-    return samples
 
 
 def published_range(model: ModelPatcher) -> tuple[float, float]:

@@ -35,10 +35,11 @@ from ...schedulers.optimal_steps import (
 )
 from ...schedulers.optimal_steps.schedules import Schedules
 from ..host.dpm_solver_v3 import NEAR_THE_END, Choice, solver_for, table_for
-from ..host.identity import Asked, conditioning_digest, identify
+from ..host.identity import conditioning_digest, identify
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from ..host.schedules import rivals, shift_of, sigma_at
+from .asked import Asked
 from .running import Counter, guider_for, inside_sampling
 
 SOLVERS = ("euler", "dpmpp_2m", "dpm_solver_v3")

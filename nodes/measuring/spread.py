@@ -15,9 +15,9 @@ from ...samplers.contract import Denoiser
 from ...samplers.dpm_solver_v3 import DPMSolverV3, Options
 from ...samplers.dpm_solver_v3.observe import by_differences
 from ...samplers.spread import Spread
-from ..host.identity import Asked
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
+from .asked import Asked
 from .estimate import draw_with, level_sigmas
 from .running import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
 
