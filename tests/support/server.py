@@ -178,7 +178,9 @@ def launch(port: int, base: Path) -> subprocess.Popen:
     main = Path(os.environ["COMFYUI_PATH"]) / "main.py"
     arguments = ["--base-directory", str(base), "--port", str(port), "--disable-auto-launch"]
     arguments += ["--preview-method", "auto"]
-    (base / "user").mkdir(exist_ok=True)  # the host's database wants it
+    database = (base / "user" / "comfyui.db").resolve()  # by default it is that of the ComfyUI folder, the person's own
+    database.parent.mkdir(exist_ok=True)
+    arguments += ["--database-url", f"sqlite:///{database.as_posix()}"]
     with (base / "server.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, str(HOST), str(main), *arguments],
