@@ -10,7 +10,7 @@ from ..samplers.spread import load_spread
 from . import inputs
 from .host.files import key_of, path_for
 from .host.guidance import guided_model
-from .host.progress import show_text
+from .host.progress import Report
 from .measuring.asked import latent_for
 from .measuring.spread import ESTIMATORS, Request, measure_spread
 
@@ -52,6 +52,7 @@ class FewStepMeasureSpread(io.ComfyNode):
             ],
             outputs=[SpreadType.Output(display_name="spread")],
             hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
@@ -77,8 +78,8 @@ class FewStepMeasureSpread(io.ComfyNode):
         if spread is None:
             spread = measure_spread(request, cls.hidden.unique_id)
             spread.calibration().save(path)
-        show_text(cls.hidden.unique_id, f"{spread.describe()}\nmodels/fewstep/{path.name}")
-        return io.NodeOutput(spread)
+        report = Report(cls.hidden.unique_id).say(f"{spread.describe()}\nmodels/fewstep/{path.name}")
+        return io.NodeOutput(spread, ui=report.ui)
 
 
 class FewStepProbabilisticGuidance(io.ComfyNode):
@@ -124,11 +125,12 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
     def execute(cls, model, strength, mode, orthogonal, start_percent, end_percent, spread=None) -> io.NodeOutput:
         guidance = ProbabilisticGuidance(strength, mode, orthogonal)
         guided, remarks = guided_model(model, guidance, start_percent, end_percent, spread)
-        show_text(cls.hidden.unique_id, "\n".join(remarks))
-        return io.NodeOutput(guided)
+        report = Report(cls.hidden.unique_id).say("\n".join(remarks))
+        return io.NodeOutput(guided, ui=report.ui)

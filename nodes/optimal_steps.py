@@ -11,7 +11,7 @@ from . import inputs
 from .dpm_solver_v3 import StatisticsType
 from .host.files import find, key_of, names_of, path_for
 from .host.loading import TABLES, loaded
-from .host.progress import show_text
+from .host.progress import Report
 from .measuring.asked import latent_for
 from .measuring.chart import chart
 from .measuring.interrupted import Interrupted
@@ -94,6 +94,7 @@ class FewStepSearchSchedule(io.ComfyNode):
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas"), ScheduleType.Output(display_name="schedule")],
             hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
@@ -130,10 +131,10 @@ class FewStepSearchSchedule(io.ComfyNode):
                 schedules = search_schedule(request, kept, cls.hidden.unique_id)
                 schedules.calibration().save(path)
         picture, remark = chart(schedules)
-        show_text(cls.hidden.unique_id, f"{schedules.describe()}\nmodels/fewstep/{path.name}{remark}")
+        report = Report(cls.hidden.unique_id).say(f"{schedules.describe()}\nmodels/fewstep/{path.name}{remark}")
         sigmas = torch.tensor(schedules.sigmas[steps], dtype=torch.float32)
-        shown = None if picture is None else ui.PreviewImage(picture, cls=cls)
-        return io.NodeOutput(sigmas, schedules, ui=shown)
+        shown = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
+        return io.NodeOutput(sigmas, schedules, ui=shown | report.ui)
 
 
 class FewStepLoadSchedule(io.ComfyNode):
@@ -166,6 +167,7 @@ class FewStepLoadSchedule(io.ComfyNode):
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
             hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
@@ -179,5 +181,5 @@ class FewStepLoadSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, name, model, steps, denoise) -> io.NodeOutput:
         sigmas, remarks = loaded(name, model, steps, denoise)
-        show_text(cls.hidden.unique_id, "\n".join(remarks))
-        return io.NodeOutput(torch.tensor(sigmas, dtype=torch.float32))
+        report = Report(cls.hidden.unique_id).say("\n".join(remarks))
+        return io.NodeOutput(torch.tensor(sigmas, dtype=torch.float32), ui=report.ui)

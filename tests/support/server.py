@@ -21,6 +21,7 @@ import websocket
 
 HOST = Path(__file__).with_name("host.py")
 START_SECONDS = 300
+NOT_IN_LIST = "Value not in list"  # newer hosts refuse by themselves what a combo does not offer
 PREVIEW, TEXT = 1, 3  # the host's numbers of binary messages
 
 
@@ -94,6 +95,11 @@ class Server:
                 raise Cancelled(f"cancelled in {data['node_type']}")
             elif event["type"] == "executing" and data["node"] is None:  # sent when the history is written
                 return
+
+    def reports(self, history: dict) -> str:
+        """What the pack's nodes said that stays on them."""
+        outputs = history["outputs"].values()
+        return "\n".join(entry["text"] for output in outputs for entry in output.get("fewstep", []))
 
     def cancel(self) -> None:
         """What the browser's Cancel button does."""
