@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -187,6 +188,7 @@ def launch(port: int, base: Path) -> subprocess.Popen:
     database = (base / "user" / "comfyui.db").resolve()  # by default it is that of the ComfyUI folder, the person's own
     database.parent.mkdir(exist_ok=True)
     arguments += ["--database-url", f"sqlite:///{database.as_posix()}"]
+    arguments += shlex.split(os.environ.get("COMFYUI_ARGUMENTS", ""))  # such as --front-end-root FOLDER
     with (base / "server.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, str(HOST), str(main), *arguments],

@@ -3,6 +3,7 @@
 // The text is also kept among the node's properties, so that it is there again when the page, or a saved workflow, is
 // opened. The element is made when there is something to say; it has no value of its own and is never saved as a widget.
 
+import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const KEY = "fewstep"; // of the UI output, see nodes/host/progress.py
@@ -78,7 +79,9 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
       const text = told(output);
-      if (text !== undefined) show(this, text);
+      if (text === undefined) return;
+      show(this, text);
+      api.dispatchCustomEvent?.("graphChanged"); // the host keeps its draft of the workflow, which a reload opens
     };
 
     const onConfigure = nodeType.prototype.onConfigure;
