@@ -8,7 +8,7 @@ from ..samplers.choices import check_choice
 from ..samplers.guidance import MODES, ProbabilisticGuidance
 from ..samplers.spread import load_spread
 from . import inputs
-from .host.files import key_of, path_for
+from .host.files import keep, key_of, path_for, saved_at
 from .host.guidance import guided_model
 from .host.progress import show_text
 from .measuring.asked import latent_for
@@ -74,10 +74,11 @@ class FewStepMeasureSpread(io.ComfyNode):
         facts = request.facts
         stem = f"spread-{facts['prediction'].lower()}-{key_of(facts)}"
         path, spread = path_for(save_as, stem, facts, load_spread)
+        place = saved_at(path)
         if spread is None:
             spread = measure_spread(request, cls.hidden.unique_id)
-            spread.calibration().save(path)
-        show_text(cls.hidden.unique_id, f"{spread.describe()}\nmodels/fewstep/{path.name}")
+            place = keep(spread, path, fresh=True)
+        show_text(cls.hidden.unique_id, f"{spread.describe()}\n{place}")
         return io.NodeOutput(spread)
 
 
