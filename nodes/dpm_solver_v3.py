@@ -11,7 +11,7 @@ from ..samplers.dpm_solver_v3.plan import CORRECTORS, LAST_STEPS
 from ..samplers.dpm_solver_v3.pooling import POOLINGS
 from . import inputs
 from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
-from .host.files import find, key_of, path_for, statistics_names
+from .host.files import find, keep, key_of, path_for, saved_at, statistics_names
 from .host.progress import Report
 from .measuring.asked import latent_for
 from .measuring.estimate import DERIVATIVES, Part, Request, estimate, published_range
@@ -187,11 +187,12 @@ class FewStepEstimateStatistics(io.ComfyNode):
         facts = request.facts
         stem = f"{facts['prediction'].lower()}-cfg{cfg:g}-{key_of(facts)}"
         path, known = path_for(save_as, stem, facts, load_measured)
+        place = saved_at(path)
         if known is None or known.facts["batches"] < request.batches:
             with interrupted.resumed(key_of(facts)) as parts:
-                known = estimate(request, known, parts, cls.hidden.unique_id)
-                known.calibration().save(path)
-        report = Report(cls.hidden.unique_id).say(f"models/fewstep/{path.name}\n{known.describe()}")
+                fresh, known = known is None, estimate(request, known, parts, cls.hidden.unique_id)
+                place = keep(known, path, fresh)
+        report = Report(cls.hidden.unique_id).say(f"{place}\n{known.describe()}")
         return io.NodeOutput(known, ui=report.ui)
 
 

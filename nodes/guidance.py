@@ -8,7 +8,7 @@ from ..samplers.choices import check_choice
 from ..samplers.guidance import MODES, ProbabilisticGuidance
 from ..samplers.spread import load_spread
 from . import inputs
-from .host.files import key_of, path_for
+from .host.files import keep, key_of, path_for, saved_at
 from .host.guidance import guided_model
 from .host.progress import Report
 from .measuring.asked import latent_for
@@ -75,10 +75,11 @@ class FewStepMeasureSpread(io.ComfyNode):
         facts = request.facts
         stem = f"spread-{facts['prediction'].lower()}-{key_of(facts)}"
         path, spread = path_for(save_as, stem, facts, load_spread)
+        place = saved_at(path)
         if spread is None:
             spread = measure_spread(request, cls.hidden.unique_id)
-            spread.calibration().save(path)
-        report = Report(cls.hidden.unique_id).say(f"{spread.describe()}\nmodels/fewstep/{path.name}")
+            place = keep(spread, path, fresh=True)
+        report = Report(cls.hidden.unique_id).say(f"{spread.describe()}\n{place}")
         return io.NodeOutput(spread, ui=report.ui)
 
 

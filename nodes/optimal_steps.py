@@ -9,7 +9,7 @@ from ..samplers.choices import check_choice
 from ..schedulers.optimal_steps.schedules import load_schedules
 from . import inputs
 from .dpm_solver_v3 import StatisticsType
-from .host.files import find, key_of, names_of, path_for
+from .host.files import find, keep, key_of, names_of, path_for, saved_at
 from .host.loading import TABLES, loaded
 from .host.progress import Report
 from .measuring.asked import latent_for
@@ -126,12 +126,13 @@ class FewStepSearchSchedule(io.ComfyNode):
         facts = request.facts
         stem = f"schedule-{solver}-{steps}-cfg{cfg:g}-{key_of(facts)}"
         path, schedules = path_for(save_as, stem, facts, load_schedules)
+        place = saved_at(path)
         if schedules is None:
             with interrupted.resumed(key_of(facts)) as kept:
                 schedules = search_schedule(request, kept, cls.hidden.unique_id)
-                schedules.calibration().save(path)
+                place = keep(schedules, path, fresh=True)
         picture, remark = chart(schedules)
-        report = Report(cls.hidden.unique_id).say(f"{schedules.describe()}\nmodels/fewstep/{path.name}{remark}")
+        report = Report(cls.hidden.unique_id).say(f"{schedules.describe()}\n{place}{remark}")
         sigmas = torch.tensor(schedules.sigmas[steps], dtype=torch.float32)
         shown = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(sigmas, schedules, ui=shown | report.ui)
