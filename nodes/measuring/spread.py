@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import comfy.samplers
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from ...samplers.spread import Spread
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from .asked import Asked
-from .estimate import IMAGES, LEVELS, draw_with, level_sigmas
+from .estimate import IMAGES, LEVELS, checked_sigmas, draw_with, level_sigmas
 from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
 
 ESTIMATORS = ("residual", "derivative")
@@ -106,7 +105,7 @@ def references(request: Request, numbers: range, counter: Counter) -> Tensor:
     solver = DPMSolverV3(noise_law(sampling), options=Options(order=3, last_step="denoised"))
     guider = guider_for(request.model, request.positive, request.negative, request.cfg)
     noise = torch.stack([numbers_for(request, number, START, request.latent.shape[1:]) for number in numbers])
-    sigmas = comfy.samplers.calculate_sigmas(sampling, "beta", DRAWING_STEPS)
+    sigmas = checked_sigmas(sampling, DRAWING_STEPS)
     return draw_with(solver, guider, noise, sigmas, request.seed, counter)
 
 
