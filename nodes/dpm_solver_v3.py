@@ -14,7 +14,7 @@ from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
 from .host.files import find, keep, key_of, path_for, saved_at, statistics_names
 from .host.progress import Report
 from .measuring.asked import latent_for
-from .measuring.estimate import DERIVATIVES, Part, Request, estimate, published_range
+from .measuring.estimate import DERIVATIVES, IMAGES, LEVELS, Part, Request, estimate, published_range
 from .measuring.interrupted import Interrupted
 
 StatisticsType = io.Custom("FEWSTEP_STATISTICS")
@@ -138,11 +138,17 @@ class FewStepEstimateStatistics(io.ComfyNode):
                 io.Int.Input(
                     "images",
                     default=6,
-                    min=2,
-                    max=4096,
+                    min=IMAGES.least,
+                    max=IMAGES.most,
                     tooltip="References, 2 to 4096. 6 are enough; with more later on, only the new ones are measured.",
                 ),
-                io.Int.Input("levels", default=20, min=6, max=400, tooltip="Noise levels, 6 to 400. 20 are enough."),
+                io.Int.Input(
+                    "levels",
+                    default=20,
+                    min=LEVELS.least,
+                    max=LEVELS.most,
+                    tooltip="Noise levels, 6 to 400. 20 are enough.",
+                ),
                 io.Combo.Input(
                     "pooling",
                     options=list(POOLINGS),
@@ -162,6 +168,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
             ],
             outputs=[StatisticsType.Output(display_name="statistics")],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # to be queued alone, before anything is sampled
             **inputs.REPORTING,
         )
 
@@ -180,8 +187,6 @@ class FewStepEstimateStatistics(io.ComfyNode):
         derivative,
         save_as="",
     ) -> io.NodeOutput:
-        check_choice("pooling", pooling, POOLINGS)
-        check_choice("derivative", derivative, DERIVATIVES)
         latent = latent_for(model, latent_image)
         request = Request(model, positive, negative, cfg, latent, seed, images, levels, pooling, derivative)
         facts = request.facts

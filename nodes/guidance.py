@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..samplers.choices import check_choice
 from ..samplers.guidance import MODES, ProbabilisticGuidance
 from ..samplers.spread import load_spread
 from . import inputs
@@ -12,6 +11,7 @@ from .host.files import keep, key_of, path_for, saved_at
 from .host.guidance import guided_model
 from .host.progress import Report
 from .measuring.asked import latent_for
+from .measuring.estimate import IMAGES, LEVELS
 from .measuring.spread import ESTIMATORS, Request, measure_spread
 
 SpreadType = io.Custom("FEWSTEP_SPREAD")
@@ -38,8 +38,20 @@ class FewStepMeasureSpread(io.ComfyNode):
                     "time as its batch size. A latent with pictures: these are the references.",
                 ),
                 inputs.fixed_seed("Of the references and their noise. Another seed is another measurement."),
-                io.Int.Input("images", default=8, min=2, max=4096, tooltip="References, 2 to 4096. 8 are enough."),
-                io.Int.Input("levels", default=12, min=6, max=400, tooltip="Noise levels, 6 to 400. 12 are enough."),
+                io.Int.Input(
+                    "images",
+                    default=8,
+                    min=IMAGES.least,
+                    max=IMAGES.most,
+                    tooltip="References, 2 to 4096. 8 are enough.",
+                ),
+                io.Int.Input(
+                    "levels",
+                    default=12,
+                    min=LEVELS.least,
+                    max=LEVELS.most,
+                    tooltip="Noise levels, 6 to 400. 12 are enough.",
+                ),
                 io.Combo.Input(
                     "estimator",
                     options=list(ESTIMATORS),
@@ -52,6 +64,7 @@ class FewStepMeasureSpread(io.ComfyNode):
             ],
             outputs=[SpreadType.Output(display_name="spread")],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # to be queued alone, before anything is sampled
             **inputs.REPORTING,
         )
 
@@ -69,7 +82,6 @@ class FewStepMeasureSpread(io.ComfyNode):
         estimator="residual",
         save_as="",
     ) -> io.NodeOutput:
-        check_choice("estimator", estimator, ESTIMATORS)
         latent = latent_for(model, latent_image)
         request = Request(model, positive, negative, cfg, latent, seed, images, levels, estimator)
         facts = request.facts

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..samplers.choices import check_choice
 from ..schedulers.optimal_steps.schedules import load_schedules
 from . import inputs
 from .dpm_solver_v3 import StatisticsType
@@ -15,7 +14,17 @@ from .host.progress import Report
 from .measuring.asked import latent_for
 from .measuring.chart import chart
 from .measuring.interrupted import Interrupted
-from .measuring.search import SOLVERS, STARTS, Kept, Request, search_schedule
+from .measuring.search import (
+    POLISH,
+    SOLVERS,
+    STARTS,
+    STEPS,
+    TEACHER_STEPS,
+    TRAJECTORIES,
+    Kept,
+    Request,
+    search_schedule,
+)
 
 ScheduleType = io.Custom("FEWSTEP_SCHEDULE")
 interrupted: Interrupted[Kept] = Interrupted(Kept, most=2)
@@ -44,8 +53,8 @@ class FewStepSearchSchedule(io.ComfyNode):
                 io.Int.Input(
                     "steps",
                     default=8,
-                    min=1,
-                    max=100,
+                    min=STEPS.least,
+                    max=STEPS.most,
                     tooltip="Steps, which are model calls, 1 to 100. All numbers up to 10 (or to yours) are found too.",
                 ),
                 io.Combo.Input(
@@ -57,15 +66,15 @@ class FewStepSearchSchedule(io.ComfyNode):
                 io.Int.Input(
                     "teacher_steps",
                     default=100,
-                    min=20,
-                    max=1000,
+                    min=TEACHER_STEPS.least,
+                    max=TEACHER_STEPS.most,
                     tooltip="Steps of the trajectories to follow, 20 to 1000. Half of them are nodes of the search.",
                 ),
                 io.Int.Input(
                     "trajectories",
                     default=8,
-                    min=2,
-                    max=256,
+                    min=TRAJECTORIES.least,
+                    max=TRAJECTORIES.most,
                     tooltip="Latents to search on, 2 to 256; as many more are kept for the comparison. With few, what "
                     "is found fits only them. Batched as far as memory allows.",
                 ),
@@ -79,8 +88,8 @@ class FewStepSearchSchedule(io.ComfyNode):
                 io.Int.Input(
                     "polish",
                     default=4,
-                    min=0,
-                    max=20,
+                    min=POLISH.least,
+                    max=POLISH.most,
                     tooltip="Rounds of moving single sigmas to lower the final error, 0 to 20. Each costs calls.",
                 ),
                 inputs.denoise(
@@ -94,6 +103,7 @@ class FewStepSearchSchedule(io.ComfyNode):
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas"), ScheduleType.Output(display_name="schedule")],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,  # to be queued alone, before anything is sampled
             **inputs.REPORTING,
         )
 
@@ -116,8 +126,6 @@ class FewStepSearchSchedule(io.ComfyNode):
         statistics=None,
         save_as="",
     ) -> io.NodeOutput:
-        check_choice("solver", solver, SOLVERS)
-        check_choice("start", start, STARTS)
         latent = latent_for(model, latent_image)
         request = Request(
             model, positive, negative, cfg, latent, seed, steps, solver, teacher_steps, trajectories, start, polish,

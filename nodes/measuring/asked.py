@@ -1,21 +1,44 @@
-"""On what a person wants something measured, and the latents of it."""
+"""On what a person wants something measured, whether that can be, and the latents of it."""
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import comfy.sample
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..host.identity import conditioning_digest, identify
 
 
+class Range(NamedTuple):
+    """The whole numbers that an input allows: what the widget offers, and what the API is held to."""
+
+    least: int
+    most: int
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises ValueError for what is no whole number in it."""
+        if not isinstance(value, Integral) or not self.least <= value <= self.most:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number from {self.least} to {self.most}.")
+
+
+SEED = Range(0, 0xFFFFFFFFFFFFFFFF)
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """On what a person wants something measured. latent: all zeros, or pictures."""
+    """On what a person wants something measured. latent: all zeros, or pictures.
+
+    Raises ValueError, in words, where a part is missing or is not what it should be.
+    """
 
     model: ModelPatcher
     positive: list
@@ -23,6 +46,16 @@ class Asked:
     cfg: float
     latent: Tensor
     seed: int
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        if not isinstance(self.cfg, (int, float)) or not 0 <= self.cfg < math.inf:
+            raise ValueError(f"cfg is {self.cfg!r}; it must be a number of 0 or more.")
+        check_conditioning("positive", self.positive)
+        if self.cfg != 1 or self.negative != []:  # at cfg 1 the host does not ask about it
+            check_conditioning("negative", self.negative)
+        SEED.check("seed", self.seed)
+        check_channels(self.model, self.latent)
 
     @cached_property
     def from_references(self) -> bool:
@@ -46,12 +79,82 @@ class Asked:
         return {"latent": list(self.latent.shape[1:]), "references": references}
 
 
+def check_model(model: Any) -> None:
+    if not hasattr(model, "get_model_object"):
+        raise ValueError(f"model is {described(model)}; it must be a MODEL. Connect a node that loads one.")
+
+
+def check_conditioning(name: str, conditioning: Any) -> None:
+    """Raises ValueError for what is no CONDITIONING of one prompt at least."""
+    parts = conditioning if isinstance(conditioning, (list, tuple)) else ()
+    if not parts or not all(isinstance(p, (list, tuple)) and len(p) > 1 and isinstance(p[1], dict) for p in parts):
+        raise ValueError(
+            f"{name} is {described(conditioning)}; it must be a CONDITIONING. Connect an encoded prompt; an empty text "
+            "will do for the negative one."
+        )
+
+
+def check_channels(model: ModelPatcher, latent: Tensor) -> None:
+    """Raises ValueError for latents that the model does not have."""
+    channels = model.get_model_object("latent_format").latent_channels
+    if latent.ndim < 3 or latent.shape[1] != channels or not latent.numel():
+        raise ValueError(
+            f"latent_image has the shape {' x '.join(map(str, latent.shape))}; this model's latents are batch x "
+            f"{channels} channels x height x width, none of them 0. Connect an empty latent, or encode the pictures "
+            "with the model's own VAE."
+        )
+    if not latent.isfinite().all():
+        raise ValueError("latent_image holds NaN or infinite numbers. Encode the pictures again, or take an empty one.")
+
+
+def described(value: Any) -> str:
+    """In an error: what was given."""
+    if value is None:
+        return "missing"
+    return (
+        f"an empty {type(value).__name__}"
+        if hasattr(value, "__len__") and not len(value)
+        else f"a {type(value).__name__}"
+    )
+
+
 def latent_for(model: ModelPatcher, latent: dict[str, Any]) -> Tensor:
-    """The samples of a LATENT, with the model's channels where it is empty. Raises ValueError for nested latents."""
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    """The samples of a LATENT as the host would sample them: where it is empty, with the model's channels and size.
+
+    Raises ValueError for what is no LATENT, and for nested ones.
+    """
+    check_model(model)
+    samples = latent.get("samples") if isinstance(latent, dict) else None
+    if not hasattr(samples, "is_nested"):
+        raise ValueError(
+            f"latent_image is {described(latent)}, without samples; it must be a LATENT. Connect an empty latent or an "
+            "encoded picture."
+        )
     if samples.is_nested:
         raise ValueError(
-            "This latent holds several parts (picture and sound), which cannot be measured yet. Use DPM-Solver-v3 "
-            "without statistics on this model."
+            "latent_image holds several parts (picture and sound), which FewStep does not measure. Sample this model "
+            "with ComfyUI's own schedules, and leave statistics and spread unconnected."
         )
-    return samples
+    if samples.ndim < 3 or not samples.numel():
+        check_channels(model, samples)
+    return comfy.sample.fix_empty_latent_channels(model, samples, **dict(ratios_of(latent)))
+
+
+def ratios_of(latent: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a LATENT says of its size in pixels, as far as this host asks for it: 0.3 does not."""
+    for name in inspect.signature(comfy.sample.fix_empty_latent_channels).parameters:
+        if name.startswith("downscale_ratio") and name in latent:
+            yield name, latent[name]
+
+
+def where_it_stands(sampling, sigmas: Tensor) -> Tensor:
+    """The sigmas, float64, that the model itself takes for these: a model of time steps knows no others.
+
+    One at a time, because the host's own sampling of Cosmos compares its time with a number.
+    """
+    return torch.tensor([float(sampling.sigma(t)) for t in times_of(sampling, sigmas)], dtype=torch.float64)
+
+
+def times_of(sampling, sigmas: Tensor) -> list[Tensor]:
+    """The model's own time at each sigma, (1,) each."""
+    return [sampling.timestep(sigma) for sigma in sigmas.float().split(1)]

@@ -49,12 +49,14 @@ def draw_sigmas(axes, schedules: Schedules) -> None:
 
 def draw_errors(axes, schedules: Schedules) -> None:
     """Bars of the best that were compared, the chosen one coloured."""
+    from matplotlib.ticker import MaxNLocator
+
     best = schedules.best(SHOWN)[::-1]
     names = [name for name, _ in best]
     colors = [BLUE if name == schedules.facts["chosen"] else GREY for name in names]
     axes.barh(names, [errors[0] for _, errors in best], color=colors)
-    axes.ticklabel_format(axis="x", scilimits=(-2, 3))
-    axes.xaxis.offsetText.set_color("white")
+    axes.xaxis.set_major_locator(MaxNLocator(4))  # a common factor would be printed over the label
+    axes.xaxis.set_major_formatter(lambda error, _: f"{error:.3g}")
     facts = schedules.facts
     axes.set_title(f"error, {facts['steps']} calls of {facts['solver']}", fontsize=10)
     axes.set_xlabel("on seeds that the search did not see", fontsize=8)

@@ -14,8 +14,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...samplers.choices import check_choice
 from ...samplers.contract import Denoiser
-from ...samplers.dpm_solver_v3 import DPMSolverV3, Options
+from ...samplers.dpm_solver_v3 import DPMSolverV3, Options, basis_for, make_plan
 from ...samplers.dpm_solver_v3.measured import BUDGETS, Measured
 from ...samplers.dpm_solver_v3.observe import (
     Derivative,
@@ -24,6 +25,7 @@ from ...samplers.dpm_solver_v3.observe import (
     by_differences,
     by_forward_mode,
     observe_references,
+    observed_sigmas,
 )
 from ...samplers.dpm_solver_v3.pooling import Pooling
 from ...samplers.dpm_solver_v3.sums import Sums
@@ -31,13 +33,17 @@ from ...samplers.noise_law import NoiseLaw
 from ..host.dpm_solver_v3 import solver_for
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
-from .asked import Asked
-from .running import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
+from .asked import Asked, Range, where_it_stands
+from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
 
 DERIVATIVES = ("auto", "forward_mode", "differences")
+IMAGES, LEVELS = Range(2, 4096), Range(6, 400)
 # Of noise-to-signal: above the first everything is noise, and below the last the host's schedules have no node.
 HIGHEST, LOWEST = 150.0, 0.01
 CHECKED = 2  # batches that are left out once each, and drawn with the statistics of the others
+FEWEST = (
+    8  # numbers that a statistic is made of, at least. Of 3 pictures, pixel statistics draw NaN on an exact mixture
+)
 WAYS = 3  # at order 1, at order 2, and without
 CHECK_SCHEDULE = "beta"
 log = logging.getLogger(__name__)
@@ -51,6 +57,19 @@ class Request(Asked):
     levels: int
     pooling: str
     derivative: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        IMAGES.check("images", self.images)
+        LEVELS.check("levels", self.levels)
+        check_choice("derivative", self.derivative, DERIVATIVES)
+        numbers = int(Pooling(self.pooling, tuple(self.latent.shape[1:])).numbers.min())
+        needed = self.batch + math.ceil(FEWEST / numbers)  # a batch is left out to check the others
+        if self.images < needed:
+            raise ValueError(
+                f"images is {self.images}; with pooling {self.pooling} it must be {needed} or more, so that every "
+                f"statistic is made of {FEWEST} numbers. Raise images, or set pooling to global."
+            )
 
     @property
     def batch(self) -> int:
@@ -79,15 +98,19 @@ class Part:
 
 
 class Automatic:
-    """A Derivative: forward mode, until the model's code turns out not to have it; then differences."""
+    """A Derivative: forward mode, or differences where the model's code turns out not to have it at the first try."""
 
-    name = "forward_mode"
+    name, works = "forward_mode", False
 
     def __call__(self, denoise: Denoiser, x: Tensor, sigma: float, denoised: Tensor, u: Tensor) -> Tensor:
         if self.name == "forward_mode":
             try:
-                return by_forward_mode(denoise, x, sigma, denoised, u)
+                response = by_forward_mode(denoise, x, sigma, denoised, u)
+                self.works = True
+                return response
             except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+                if self.works:  # then it is something else that went wrong
+                    raise
                 log.info("Forward-mode derivatives are not to be had on this model (%s); taking differences.", error)
                 self.name = "differences"
         return by_differences(denoise, x, sigma, denoised, u)
@@ -116,8 +139,7 @@ def level_sigmas(sampling, law: NoiseLaw, levels: int) -> Tensor:
     wanted = law.sigma(ratios)
     if law.is_flow:
         return wanted
-    there = sampling.sigma(sampling.timestep(wanted.float())).double().cpu()
-    return torch.unique(there).flip(0)
+    return torch.unique(where_it_stands(sampling, wanted)).flip(0)
 
 
 def first_sigma(sampling, sigmas: Tensor) -> Tensor:
@@ -142,30 +164,34 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
     """Measure what `known` (of the same facts) and `parts` (an interrupted run) do not hold yet, and check it.
 
     parts is filled batch by batch, so that what was measured survives a cancel.
-    Raises ValueError where the model answers with NaN.
+    Raises ValueError where the model answers with NaN, or leads nowhere.
     """
     sampling = request.model.get_model_object("model_sampling")
     law = noise_law(sampling)
     sigmas = level_sigmas(sampling, law, request.levels)
     before = int(known.facts["batches"]) if known else 0
-    wanted = [number for number in range(before, request.batches) if number not in parts]
-    batches = max(request.batches, before + len(parts))  # an interrupted run may have measured more than is asked now
-    per_batch, for_check = calls_of(request, sigmas, batches - before)
+    batches = max(request.batches, before)
+    while batches in parts:  # an interrupted run may have measured more than is asked now
+        batches += 1
+    numbers = range(before, batches)
+    wanted = [number for number in numbers if number not in parts]
+    per_batch, for_check = calls_of(request, sigmas, len(numbers))
     counter = Counter(len(wanted) * per_batch + for_check, node_id, "Measuring")
     guider = guider_for(request.model, request.positive, request.negative, request.cfg)
     derivative = derivative_named(request.derivative)
     for number in wanted:
+        counter.phase = f"measuring batch {number + 1} of {batches}"
         parts[number] = measure_batch(request, guider, derivative, sigmas, number, counter)
-    total = reduce(
-        Sums.__add__, [part.sums for part in parts.values()] + ([known.sums] if known and known.sums else [])
-    )
+    own = [parts[number] for number in numbers]
+    total = reduce(Sums.__add__, [part.sums for part in own] + ([known.sums] if known and known.sums else []))
     facts = request.facts | {
         "batches": batches,
         "images": batches * request.batch,
-        "derivative": parts[max(parts)].derivative,
+        "derivative": own[-1].derivative,
     }
     if not request.from_references:
-        facts["check"] = check(request, guider, total, list(parts.values())[:CHECKED], counter)
+        counter.phase = "checking the statistics"
+        facts["check"] = check(request, guider, total, own[:CHECKED], counter)
     return Measured.of(total, facts)
 
 
@@ -186,13 +212,15 @@ def measure_batch(
     number: int,
     counter: Counter,
 ) -> Part:
-    """One batch. Raises ValueError where the model answers with NaN."""
+    """One batch. Raises ValueError where the model answers with NaN, or leads nowhere."""
     sampling = request.model.get_model_object("model_sampling")
     measurement = measurement_for(request, noise_law(sampling), sigmas, derivative, number)
     noise = torch.randn((request.batch, *request.latent.shape[1:]), generator=generator(request, number, "start"))
     way = torch.cat([first_sigma(sampling, sigmas), sigmas])
+    if request.from_references:
+        way = torch.tensor(observed_sigmas(measurement.law, sigmas), dtype=torch.float64)
 
-    def work(denoise: Denoiser, x: Tensor) -> Tensor:
+    def work(denoise: HostDenoiser, x: Tensor) -> Tensor:
         watched = counter.watch(denoise)
         if not request.from_references:
             return draw_watched(watched, x, way, measurement)
@@ -200,9 +228,10 @@ def measure_batch(
         observe_references(watched, x0, sigmas, measurement, lambda level, shape: torch.randn(shape, generator=fresh))
         return x0
 
-    end = inside_sampling(guider, noise, way[:2].float(), work, request.seed).cpu()
-    if not all(total.isfinite().all() for total in (measurement.sums.second, measurement.sums.probe)):
-        raise ValueError(NOTHING_TO_MEASURE)
+    end = inside_sampling(guider, noise, way, work, request.seed).cpu()
+    cure = f"Lower the cfg, which is {request.cfg:g}, and check the model's shift."
+    check_reached(end, "A latent to measure on", cure)
+    check_reached(measurement.sums.largest_answer().sqrt(), "The model's answers", cure)
     name = derivative.name if isinstance(derivative, Automatic) else request.derivative
     return Part(measurement.sums, noise, end, name)
 
@@ -258,12 +287,29 @@ def check(
         table = Measured.of(others, {}).statistics
         ways = {"1": (table, 1), "2": (table, 2), "without": (None, 2)}
         for calls in BUDGETS:
-            sigmas = comfy.samplers.calculate_sigmas(sampling, CHECK_SCHEDULE, calls)
+            sigmas = checked_sigmas(sampling, calls)
             for name, (used, order) in ways.items():
                 solver = solver_for(used, Options(order), sampling, sigmas)
-                drawn = draw_with(solver, guider, part.noise, sigmas, request.seed, counter)
+                drawn = torch.full_like(part.end, torch.nan)
+                if can_run(solver, sigmas, part.noise):
+                    drawn = draw_with(solver, guider, part.noise, sigmas, request.seed, counter)
                 errors[str(calls)][name].append((drawn - part.end).square().flatten(1).mean(1))
+    counter.finish()
     return {calls: {name: geometric_mean(torch.cat(e)) for name, e in pair.items()} for calls, pair in errors.items()}
+
+
+def checked_sigmas(sampling, calls: int) -> Tensor:
+    """The host's schedule, without the sigmas that it gives twice where the model's own do not go higher."""
+    return torch.unique_consecutive(comfy.samplers.calculate_sigmas(sampling, CHECK_SCHEDULE, calls))
+
+
+def can_run(solver: DPMSolverV3, sigmas: Tensor, noise: Tensor) -> bool:
+    """Whether every coefficient of the run is a number that a latent can be multiplied by."""
+    try:
+        plan = make_plan(sigmas, solver.law, basis_for(solver.statistics, noise.shape[1:]).statistics, solver.options)
+    except ValueError:
+        return False
+    return all(float(torch.as_tensor(step.table).abs().max()) < torch.finfo(noise.dtype).max for step in plan.steps)
 
 
 def draw_with(
@@ -276,7 +322,7 @@ def draw_with(
 ) -> Tensor:
     """The latents that the solver draws from `noise`, on the CPU."""
 
-    def solve(denoise: Denoiser, x: Tensor) -> Tensor:
+    def solve(denoise: HostDenoiser, x: Tensor) -> Tensor:
         return solver(counter.watch(denoise), x, sigmas).cpu()
 
     return inside_sampling(guider, noise, sigmas, solve, seed)

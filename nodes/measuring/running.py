@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.sample
@@ -19,10 +19,7 @@ from ..host.progress import show_text
 from ..host.sampler import denoiser
 
 Result = TypeVar("Result")
-NOTHING_TO_MEASURE = (
-    "The model answered with NaN or infinite numbers, so there is nothing to measure. Draw a picture with it first; if "
-    "that is black too, start ComfyUI with --force-fp32 or use another file of the model."
-)
+DIVERGED = 1e3  # mean square of a latent, whose variance is about 1
 
 
 class Counter:
@@ -33,7 +30,8 @@ class Counter:
 
     def __init__(self, total: int, node_id: str | None, what: str, by_latent: bool = False):
         self.total, self.node_id, self.what, self.by_latent = total, node_id, what, by_latent
-        self.done, self.began = 0, time.monotonic()
+        self.done, self.called, self.began = 0, 0, time.monotonic()
+        self.phase = ""  # what the next calls are for, where an error should say it
         self.bar = comfy.utils.ProgressBar(total, node_id=node_id)
         show_text(node_id, f"{what}: {self.calls(total)}")
 
@@ -41,11 +39,16 @@ class Counter:
         return f"{number} model calls" + (" of one latent at most" if self.by_latent else "")
 
     def watch(self, denoise: Denoiser) -> Denoiser:
-        """The same denoiser, counted, and stopped by the host's cancel."""
+        """The same denoiser, counted, and stopped by the host's cancel.
+
+        Raises ValueError where the model answers with NaN or infinity.
+        """
 
         def counted(x: Tensor, sigma: float) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
+            self.called += 1
             denoised = denoise(x, sigma)
+            self.check_answer(x, sigma, denoised)
             self.done += len(x) if self.by_latent else 1
             self.bar.update_absolute(self.done)
             text = f"{self.what}: {self.done} of {self.calls(self.total)}, {self.time_left()} left"
@@ -53,6 +56,17 @@ class Counter:
             return denoised
 
         return counted
+
+    def check_answer(self, x: Tensor, sigma: float, denoised: Tensor) -> None:
+        """What a run that has diverged is answered is no fault of the model's: whoever made the run judges that."""
+        if denoised.isfinite().all() or not x.square().mean() < DIVERGED * (1 + sigma**2):
+            return
+        while_doing = f" while {self.phase}" if self.phase else ""
+        raise ValueError(
+            f"The model answered with NaN or infinite numbers at model call {self.called}{while_doing}, at sigma "
+            f"{sigma:.4g}, so there is nothing to measure. Draw a picture with it first; if that is black too, start "
+            "ComfyUI with --force-fp32 or use another file of the model."
+        )
 
     def time_left(self) -> str:
         seconds = round((time.monotonic() - self.began) / self.done * (self.total - self.done))
@@ -63,24 +77,56 @@ class Counter:
         self.bar.update_absolute(self.total)
 
 
+class HostDenoiser:
+    """A Denoiser: the model inside one sampling of the host, which may hold the runs of many schedules."""
+
+    def __init__(self, model, extra_args: dict[str, Any]):
+        self.denoise, self.options = denoiser(model, extra_args), extra_args.setdefault("model_options", {})
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        return self.denoise(x, sigma)
+
+    def announce(self, sigmas: Sequence[float]) -> None:
+        """The next calls are of this schedule: context windows and other wrappers look their step up in it."""
+        options = self.options.setdefault("transformer_options", {})
+        there = options.get("sample_sigmas", torch.zeros(0))
+        options["sample_sigmas"] = torch.tensor(sigmas, dtype=torch.float64).to(there.device, torch.float32)
+
+
 def inside_sampling(
     guider: comfy.samplers.CFGGuider,
     noise: Tensor,
-    sigmas: Tensor,
-    work: Callable[[Denoiser, Tensor], Result],
+    sigmas: Sequence[float] | Tensor,
+    work: Callable[[HostDenoiser, Tensor], Result],
     seed: int,
 ) -> Result:
-    """work(denoise, x) as a sampler of the host is run: x is `noise` as the model wants it at sigmas[0]."""
+    """work(denoise, x) as a sampler of the host is run: x is `noise` as the model wants it at sigmas[0].
+
+    sigmas: falling, every one at which the model will be called, unless `work` announces others. The host's wrappers
+    look there which step a call is, and which sigma follows, so a 0 is put behind the last.
+    """
     results: list[Result] = []
 
     @torch.no_grad()
     def sampler_function(model, x, sigmas, extra_args=None, callback=None, disable=None) -> Tensor:
-        results.append(work(denoiser(model, extra_args or {}), x))
+        results.append(work(HostDenoiser(model, extra_args or {}), x))
         return x
 
     sampler = comfy.samplers.KSAMPLER(sampler_function)
-    guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed)
+    schedule = torch.as_tensor(sigmas, dtype=torch.float64)
+    schedule = schedule if schedule[-1] == 0 else torch.cat([schedule, schedule.new_zeros(1)])
+    guider.sample(noise, torch.zeros_like(noise), sampler, schedule.float(), disable_pbar=True, seed=seed)
     return results[0]
+
+
+def check_reached(latents: Tensor, what: str, cure: str) -> None:
+    """Raises ValueError where a run led nowhere."""
+    size = float(latents.double().square().mean())
+    if not size < DIVERGED:
+        raise ValueError(
+            f"{what} did not reach a picture (mean square of its latents {size:.3g}; that of a picture is about 1). "
+            f"{cure}"
+        )
 
 
 def guider_for(model: ModelPatcher, positive: list, negative: list, cfg: float) -> comfy.samplers.CFGGuider:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...samplers.choices import check_choice
 from ...samplers.contract import Denoiser
 from ...samplers.dpm_solver_v3 import Options
 from ...samplers.dpm_solver_v3.measured import Measured
@@ -39,19 +40,20 @@ from ..host.identity import conditioning_digest, identify
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from ..host.schedules import rivals, shift_of, sigma_at
-from .asked import Asked
-from .running import Counter, guider_for, inside_sampling
+from .asked import Asked, Range, times_of, where_it_stands
+from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
 
 SOLVERS = ("euler", "dpmpp_2m", "dpm_solver_v3")
 STARTS = ("auto", "sigma_max")
-BUDGETS = 10  # all numbers of steps up to this, or up to the one asked for
+BUDGETS = 10  # all numbers of steps up to this, or up to the one asked for, as far as the teacher has nodes for them
+STEPS, TEACHER_STEPS, TRAJECTORIES, POLISH = Range(1, 100), Range(20, 1000), Range(2, 256), Range(0, 20)
 # Of a layer, nodes that are gone on from, and paths at each. What DPM-Solver-v3 predicts is mended by the next call, so
 # the path that is nearest at a node before that call is often not the best there.
 BREADTH = {"euler": (15, 1), "dpmpp_2m": (15, 1), "dpm_solver_v3": (5, 3)}
 HIGHEST, LOWEST = 150.0, 0.003  # of noise-to-signal, of the teacher's nodes
 ENDS = (0.03, 0.02, 0.01, 0.005)  # of noise-to-signal, where a schedule may end besides 0
+DENSE = 4096  # places among which the teacher's nodes are chosen
 PLACES = 4  # where polished nodes may stand, for each step of the teacher
-DIVERGED = 1e3  # mean square of a latent, whose variance is about 1
 FINALISTS = 6  # of the host's schedules: those that run on all latents
 GEOMETRIC = Objective()
 Result = TypeVar("Result")
@@ -71,6 +73,21 @@ class Request(Asked):
     denoise: float = 1.0
     statistics: Measured | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        STEPS.check("steps", self.steps)
+        check_choice("solver", self.solver, SOLVERS)
+        TEACHER_STEPS.check("teacher_steps", self.teacher_steps)
+        TRAJECTORIES.check("trajectories", self.trajectories)
+        check_choice("start", self.start, STARTS)
+        POLISH.check("polish", self.polish)
+        check_denoise(self)
+        if self.teacher_steps < 2 * self.steps:
+            raise ValueError(
+                f"teacher_steps is {self.teacher_steps}; for {self.steps} steps it must be {2 * self.steps} or more, "
+                "because the schedule is made of every second of its nodes. Raise teacher_steps."
+            )
+
     @cached_property
     def sampling(self):
         return self.model.get_model_object("model_sampling")
@@ -78,10 +95,6 @@ class Request(Asked):
     @cached_property
     def law(self) -> NoiseLaw:
         return noise_law(self.sampling)
-
-    @property
-    def budgets(self) -> int:
-        return max(self.steps, BUDGETS)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -102,19 +115,14 @@ class Request(Asked):
         }
 
 
-def check_request(request: Request) -> None:
-    """Raises ValueError for what cannot be searched."""
-    if not 0 < request.denoise <= 1:
-        raise ValueError(f"denoise is {request.denoise:g}; it must be above 0 and at most 1.")
+def check_denoise(request: Request) -> None:
+    """Raises ValueError for a share of noise that is none, or has no pictures to be put on."""
+    if not isinstance(request.denoise, (int, float)) or not 0 < request.denoise <= 1:
+        raise ValueError(f"denoise is {request.denoise!r}; it must be a number above 0 and at most 1.")
     if request.denoise < 1 and not request.from_references:
         raise ValueError(
             f"denoise is {request.denoise:g}, which starts from pictures, but the latent is empty. Connect encoded "
             "pictures of the kind you will work on, or set denoise to 1."
-        )
-    if request.teacher_steps < 2 * request.budgets:
-        raise ValueError(
-            f"teacher_steps is {request.teacher_steps}; for {request.steps} steps it must be {2 * request.budgets} or "
-            "more, because the schedule is made of every second of its nodes. Raise teacher_steps."
         )
 
 
@@ -122,27 +130,64 @@ def check_request(request: Request) -> None:
 # The plan: nodes, and what it costs
 
 
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where a teacher's nodes may stand: ratios, falling, and at each how far it is, from 0 to 1.
+
+    Half of that goes evenly in lambda, half in the model's own time.
+    """
+
+    ratios: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def between(cls, sampling, law: NoiseLaw, highest: float, lowest: float) -> Grid:
+        dense = torch.logspace(math.log10(highest), math.log10(lowest), DENSE, dtype=torch.float64)
+        time = np.array([float(t) for t in times_of(sampling, law.sigma(dense))])
+        return cls(dense.numpy(), np.linspace(0, 1, DENSE) / 2 + (time[0] - time) / (time[0] - time[-1]) / 2)
+
+    def nodes(self, count: int) -> Tensor:
+        """So many of the ratios."""
+        return torch.from_numpy(np.exp(np.interp(np.linspace(0, 1, count), self.share, np.log(self.ratios))))
+
+
 def teacher_sigmas(request: Request) -> list[float]:
-    """The teacher's nodes, where the model stands itself: half spread evenly in lambda, half in the model's time."""
+    """The teacher's nodes, where the model stands itself: more than were asked for, where too many of them are one.
+
+    Raises ValueError where the model knows too few.
+    """
     sampling, law = request.sampling, request.law
     top = sigma_at(sampling, request.denoise)
     highest = min(law.ratio(top), HIGHEST) if top < 1 or not law.is_flow else HIGHEST
     lowest = max(law.ratio(float(sampling.sigma_min)), LOWEST)
-    dense = torch.logspace(math.log10(highest), math.log10(lowest), 4096, dtype=torch.float64)
-    time = sampling.timestep(law.sigma(dense).float()).double().cpu().numpy()
-    share = np.linspace(0, 1, len(dense)) / 2 + (time[0] - time) / (time[0] - time[-1]) / 2
-    chosen = np.interp(np.linspace(0, 1, request.teacher_steps), share, np.log(dense.numpy()))
-    sigmas = law.sigma(torch.from_numpy(np.exp(chosen)))
-    if not law.is_flow:  # a model of discrete time steps answers for the nearest of them
-        sigmas = sampling.sigma(sampling.timestep(sigmas.float())).double().cpu()
-    inner = torch.unique(sigmas).flip(0)
-    inner = inner[inner < top * (1 - 1e-6)]
-    if highest <= lowest or len(inner) < 2 * request.budgets:
+    sigmas = [top]
+    if lowest < highest:
+        grid, count = Grid.between(sampling, law, highest, lowest), request.teacher_steps
+        sigmas = standing(request, grid, count, top)
+        while budgets_of(request, sigmas) < request.steps and count < TEACHER_STEPS.most:
+            count = min(count * 5 // 4, TEACHER_STEPS.most)
+            sigmas = standing(request, grid, count, top)
+    if budgets_of(request, sigmas) < request.steps:
         raise ValueError(
             f"denoise is {request.denoise:g}, below which the model knows too few levels of noise for a schedule of "
-            f"{request.budgets} steps. Raise denoise."
+            f"{request.steps} steps. Set steps to {budgets_of(request, sigmas)}"
+            + (", or raise denoise." if request.denoise < 1 else ".")
         )
-    return [top, *inner.tolist()]
+    return sigmas
+
+
+def standing(request: Request, grid: Grid, count: int, top: float) -> list[float]:
+    """`top`, and below it so many nodes of the grid, or as many as the model tells apart."""
+    sigmas = request.law.sigma(grid.nodes(count))
+    if not request.law.is_flow:  # a model of discrete time steps answers for the nearest of them
+        sigmas = where_it_stands(request.sampling, sigmas)
+    inner = torch.unique(sigmas).flip(0)
+    return [top, *inner[inner < top * (1 - 1e-6)].tolist()]
+
+
+def budgets_of(request: Request, sigmas: Sequence[float]) -> int:
+    """Up to how many steps are searched: a schedule has no more than there are nodes, every second of the teacher's."""
+    return min(max(request.steps, BUDGETS), len(sigmas[::2]))
 
 
 def places_of(request: Request, sigmas: Sequence[float]) -> list[float]:
@@ -175,10 +220,11 @@ def calls_of(request: Request, sigmas: Sequence[float], schedules: dict[str, tup
     teacher = 2 * count * len(sigmas)
     rivals = few * sum(len(schedule) - 1 for schedule in schedules.values()) + 2 * count * FINALISTS * request.steps
     width, contenders = BREADTH[request.solver]
+    budgets = budgets_of(request, sigmas)
     first = min(width, nodes) if starts_freely(request) else 1
-    searched = count * (first + contenders * sum(min(width, nodes - k) for k in range(1, request.budgets)))
+    searched = count * (first + contenders * sum(min(width, nodes - k) for k in range(1, budgets)))
     polished = count * most_calls(request.steps, request.polish, starts_freely(request))
-    checked = count * (sum(range(1, request.budgets + 1)) + 2 * request.steps)
+    checked = count * (sum(range(1, budgets + 1)) + 2 * request.steps)
     return teacher + rivals + searched + polished + checked
 
 
@@ -198,13 +244,18 @@ def starts_freely(request: Request) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Everything that the phases share. noise and latent: of all trajectories, those for the search first."""
+    """Everything that the phases share. noise and latent: of all trajectories, those for the search first.
+
+    announce: told which schedule the next calls are of. enter: told, in words, what they are for.
+    """
 
     request: Request
     denoise: Denoiser
     student: Student
     noise: Tensor
     latent: Tensor
+    announce: Callable[[Sequence[float]], None] = lambda sigmas: None
+    enter: Callable[[str], None] = lambda phase: None
 
     def start(self, sigma: float, part: slice) -> Tensor:
         """The latents as the host begins to sample them at a sigma."""
@@ -229,6 +280,7 @@ class Bench:
             nodes,
             ends_of(request),
             lowest=lowest * (1 - 1e-4),
+            announce=self.announce,
         )
 
 
@@ -247,9 +299,8 @@ class Kept:
 def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedules:
     """Search, polish and compare. kept is filled phase by phase, so that what was finished survives a cancel.
 
-    Raises ValueError where the request, or the model's answers, make no sense.
+    Raises ValueError where the model knows too few levels of noise, and where its answers make no sense.
     """
-    check_request(request)
     sigmas = teacher_sigmas(request)
     start = None if request.denoise >= 1 else sigmas[0]
     rival_schedules = rivals(request.sampling, request.law, request.steps, start)
@@ -265,14 +316,17 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
     noise = torch.stack([own_noise(request, number) for number in range(count)])
     latent = request.latents[torch.arange(count) % len(request.latent)]
 
-    def work(denoise: Denoiser, x: Tensor) -> Schedules:
+    def enter(phase: str) -> None:
+        counter.phase = phase
+
+    def work(denoise: HostDenoiser, x: Tensor) -> Schedules:
         in_batches = split(counter.watch(denoise), batch)
-        bench = Bench(request, in_batches, student_of(request), noise.to(x), latent.to(x))
+        student = student_of(request)
+        bench = Bench(request, in_batches, student, noise.to(x), latent.to(x), denoise.announce, enter)
         return phases(bench, kept, sigmas, rival_schedules)
 
     guider = guider_for(request.model, request.positive, request.negative, request.cfg)
-    begin = torch.tensor(sigmas[:2], dtype=torch.float32)
-    found = inside_sampling(guider, noise[:batch], begin, work, request.seed)
+    found = inside_sampling(guider, noise[:batch], [*sigmas, 0.0], work, request.seed)
     counter.finish()
     return found
 
@@ -310,16 +364,22 @@ def phases(
     """Teacher, rivals, search, polish, and the comparison on the trajectories that were kept out of it."""
     request, count = bench.request, bench.request.trajectories
     seen, unseen = slice(0, count), slice(count, 2 * count)
+    bench.enter("following the teacher")
     teacher = kept.once("teacher", lambda: taught(bench, sigmas))
+    bench.enter("trying ComfyUI's schedules")
     tried = kept.once("rivals", lambda: tried_rivals(bench, teacher, rival_schedules))
     task = bench.task(teacher, seen)
     width, contenders = BREADTH[request.solver]
-    found = kept.once("search", lambda: search(task, request.budgets, width=width, contenders=contenders))
+    budgets = budgets_of(request, sigmas)
+    bench.enter("searching")
+    found = kept.once("search", lambda: search(task, budgets, width=width, contenders=contenders))
     begin = min([found[request.steps], *best_of(tried, seen)], key=lambda schedule: schedule.cost)
     places = places_of(request, sigmas)
+    bench.enter("polishing")
     polished = kept.once(
         "polish", lambda: polish(Replay(task), begin.sigmas, places, request.polish, start_moves=starts_freely(request))
     )
+    bench.enter("comparing")
     check = Replay(bench.task(teacher, unseen))
     return compared(request, check, found, polished, {name: (s, e[unseen]) for name, (s, e) in tried.items()})
 
@@ -332,12 +392,8 @@ def taught(bench: Bench, sigmas: Sequence[float]) -> Teacher:
     x, count = bench.start(sigmas[0], slice(None)), bench.request.trajectories
     store = store_for(bench.request, len(sigmas) * count, x)
     teacher = follow(bench.denoise, x, bench.request.law, sigmas, every=2, keep=lambda x: x[:count].to(store))
-    size = teacher.end.square().mean()
-    if not size < DIVERGED:
-        raise ValueError(
-            f"The teacher of {len(sigmas)} steps did not reach a picture at cfg {bench.request.cfg:g} (mean square of "
-            f"its latents {float(size):.3g}). Lower the cfg, check the model's shift, or raise teacher_steps."
-        )
+    what = f"The teacher of {len(sigmas)} steps, at cfg {bench.request.cfg:g},"
+    check_reached(teacher.end, what, "Lower the cfg, check the model's shift, or raise teacher_steps.")
     return teacher
 
 

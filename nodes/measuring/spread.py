@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import comfy.samplers
 import torch
 from torch import Tensor
 
+from ...samplers.choices import check_choice
 from ...samplers.contract import Denoiser
 from ...samplers.dpm_solver_v3 import DPMSolverV3, Options
 from ...samplers.dpm_solver_v3.observe import by_differences
@@ -18,8 +18,8 @@ from ...samplers.spread import Spread
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from .asked import Asked
-from .estimate import draw_with, level_sigmas
-from .running import NOTHING_TO_MEASURE, Counter, guider_for, inside_sampling
+from .estimate import IMAGES, LEVELS, checked_sigmas, draw_with, level_sigmas
+from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
 
 ESTIMATORS = ("residual", "derivative")
 DRAWING_STEPS = 20
@@ -33,6 +33,12 @@ class Request(Asked):
     images: int
     levels: int
     estimator: str = "residual"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        IMAGES.check("images", self.images)
+        LEVELS.check("levels", self.levels)
+        check_choice("estimator", self.estimator, ESTIMATORS)
 
     @property
     def batches(self) -> list[range]:
@@ -50,7 +56,7 @@ class Request(Asked):
 def measure_spread(request: Request, node_id: str | None) -> Spread:
     """Draw references, noise them anew at every level, and add up s^2 of each.
 
-    Raises ValueError where the model answers with NaN.
+    Raises ValueError where the model answers with NaN, or leads nowhere.
     """
     sampling = request.model.get_model_object("model_sampling")
     law = noise_law(sampling)
@@ -60,8 +66,7 @@ def measure_spread(request: Request, node_id: str | None) -> Spread:
     drawing = 0 if request.from_references else DRAWING_STEPS
     counter = Counter(len(request.batches) * (per_batch + drawing), node_id, "Measuring the spread")
     squares = torch.cat([measure_batch(request, numbers, sigmas, counter) for numbers in request.batches])
-    if not squares.isfinite().all():
-        raise ValueError(NOTHING_TO_MEASURE)
+    check_reached(squares.clamp(min=0).sqrt(), "The model's answers to noised references", cure_for(request))
     halves = [squares[i::2].mean(0).clamp(min=1e-30).sqrt() for i in (0, 1)]
     check = float((halves[0] / halves[1]).log().abs().mean()) if len(squares) > 1 else math.nan
     ratios = law.ratio(sigmas)
@@ -71,16 +76,24 @@ def measure_spread(request: Request, node_id: str | None) -> Spread:
 
 def measure_batch(request: Request, numbers: range, sigmas: Tensor, counter: Counter) -> Tensor:
     """s^2 of every image at every level, (images, levels)."""
+    images = f"images {numbers[0] + 1} to {numbers[-1] + 1}"
+    counter.phase = f"drawing {images}"
     x0 = references(request, numbers, counter)
+    check_reached(x0, "A reference", cure_for(request))
+    counter.phase = f"measuring the spread of {images}"
     guider = guider_for(request.model, request.positive, request.negative, 1.0)  # of the prompt alone
     noise = torch.stack([numbers_for(request, number, RENOISE, x0[0].shape) for number in numbers])
 
-    def work(denoise: Denoiser, x: Tensor) -> Tensor:
+    def work(denoise: HostDenoiser, x: Tensor) -> Tensor:
         watched = counter.watch(denoise)
         given = (x0.to(x), noise.to(x))
         return torch.stack([at_level(request, watched, *given, float(sigma), numbers) for sigma in sigmas], 1)
 
-    return inside_sampling(guider, noise, sigmas[:2].float(), work, request.seed).double().cpu()
+    return inside_sampling(guider, noise, sigmas, work, request.seed).double().cpu()
+
+
+def cure_for(request: Request) -> str:
+    return f"Lower the cfg, which is {request.cfg:g}, and check the model's shift."
 
 
 def references(request: Request, numbers: range, counter: Counter) -> Tensor:
@@ -92,7 +105,7 @@ def references(request: Request, numbers: range, counter: Counter) -> Tensor:
     solver = DPMSolverV3(noise_law(sampling), options=Options(order=3, last_step="denoised"))
     guider = guider_for(request.model, request.positive, request.negative, request.cfg)
     noise = torch.stack([numbers_for(request, number, START, request.latent.shape[1:]) for number in numbers])
-    sigmas = comfy.samplers.calculate_sigmas(sampling, "beta", DRAWING_STEPS)
+    sigmas = checked_sigmas(sampling, DRAWING_STEPS)
     return draw_with(solver, guider, noise, sigmas, request.seed, counter)
 
 

@@ -140,25 +140,37 @@ def observe_references(
     D' is a central difference along the trajectory's direction y' = D - y, one-sided at the first level.
     noise: (level, shape) -> standard normal numbers.
     """
-    law, highest = measurement.law, float(sigmas[0])
+    law, highest, h = measurement.law, float(sigmas[0]), SLOPE_STEP
 
-    def at(y: Tensor, ratio: float) -> Tensor:
-        sigma = law.sigma(ratio)
+    def at(y: Tensor, sigma: float) -> Tensor:
         return denoise(law.alpha(sigma) * y, sigma)
 
     for level, sigma in enumerate(sigmas.tolist()):
-        ratio, h = law.ratio(sigma), SLOPE_STEP
-        y = x0 + ratio * noise(level, x0.shape).to(x0)
-        denoised = at(y, ratio)
+        y = x0 + law.ratio(sigma) * noise(level, x0.shape).to(x0)
+        denoised = at(y, sigma)
         way = denoised - y
-        ahead = at(y + h * way, ratio * math.exp(-h))
-        if law.sigma(ratio * math.exp(h)) <= highest:
-            slope = (ahead - at(y - h * way, ratio * math.exp(h))) / (2 * h)
+        after, before = beside(law, sigma)
+        ahead = at(y + h * way, after)
+        if before <= highest:
+            slope = (ahead - at(y - h * way, before)) / (2 * h)
         else:
             slope = (ahead - denoised) / h
         if measurement.probes(level):
             measurement.probe(denoise, law.alpha(sigma) * y, sigma, denoised, level)
         measurement.add(level, [measurement.pooling.forward(t.float()) for t in (y - denoised, denoised, slope)])
+
+
+def beside(law: NoiseLaw, sigma: float) -> tuple[float, float]:
+    """The sigmas SLOPE_STEP of lambda after and before one."""
+    ratio = law.ratio(sigma)
+    return law.sigma(ratio * math.exp(-SLOPE_STEP)), law.sigma(ratio * math.exp(SLOPE_STEP))
+
+
+def observed_sigmas(law: NoiseLaw, sigmas: Tensor) -> list[float]:
+    """Falling: every sigma at which `observe_references` asks the model."""
+    highest = float(sigmas[0])
+    asked = {s for sigma in sigmas.tolist() for s in (sigma, *beside(law, sigma)) if s <= highest}
+    return sorted(asked, reverse=True)
 
 
 def slope_weights(lam: Tensor, place: int) -> Tensor:

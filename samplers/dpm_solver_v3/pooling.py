@@ -35,7 +35,13 @@ class Pooling:
         """F of the statistics."""
         channels = self.item[0]
         shapes = {"global": (1, 1, 1), "channel": (channels, 1, 1), "pixel": (channels, *self.item[-2:])}
-        return shapes.get(self.kind, (1, BANDS))
+        return shapes.get(self.kind, (1, self.bands))
+
+    @cached_property
+    def bands(self) -> int:
+        """BANDS, or as many as have a frequency each: small latents have fewer."""
+        found = [n for n in range(BANDS, 1, -1) if len(band_of(self.item, n).unique()) == n]
+        return found[0] if found else 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Latents in the coordinates of the statistics."""
@@ -53,18 +59,22 @@ class Pooling:
         per_pixel = z.sum(0).flatten(1, -3).sum(1) if z.ndim > 4 else z.sum(0)
         if self.kind == "pixel":
             return per_pixel.cpu().double()
-        return self._by_band(per_pixel.sum(0).cpu().double()).view(1, BANDS)
+        return self._by_band(per_pixel.sum(0).cpu().double()).view(1, self.bands)
 
     def _by_band(self, values: Tensor) -> Tensor:
-        return torch.zeros(BANDS, dtype=torch.float64).index_add(0, self._band, values.flatten())
+        return torch.zeros(self.bands, dtype=torch.float64).index_add(0, self._band, values.flatten())
 
     @cached_property
     def _band(self) -> Tensor:
-        """The band of every frequency, (H W,)."""
-        height, width = self.item[-2:]
-        return band_position(height, width, BANDS).round().long().flatten()
+        return band_of(self.item, self.bands)
 
     @cached_property
     def numbers(self) -> Tensor:
         """How many numbers of one latent go into each statistic, F."""
         return self.total(torch.ones(1, *self.item))
+
+
+def band_of(item: tuple[int, ...], bands: int) -> Tensor:
+    """The band of every frequency of a latent (..., H, W), (H W,)."""
+    height, width = item[-2:]
+    return band_position(height, width, bands).round().long().flatten()

@@ -80,6 +80,11 @@ class Sums:
         s = averages[0] / averages[1]
         return Statistics(self.lam, l, s, combine(f1, mean) - s * combine(f, mean))
 
+    def largest_answer(self) -> Tensor:
+        """The largest mean square of D over the levels, where that of a picture is about 1."""
+        square = self.second[:, PAIRS.index((1, 1))] / self.count.clamp(min=1)
+        return square.flatten(1).amax()
+
     def linear_part(self) -> Tensor:
         """l = E[1 - diag J], (N, *F), between probed levels by straight lines in lambda."""
         probed = (self.probe_count.flatten(1) > 0).all(1)

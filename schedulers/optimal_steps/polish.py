@@ -23,6 +23,7 @@ class Replay:
 
     def end(self, sigmas: Sequence[float]) -> Tensor:
         """x at the last sigma."""
+        self.task.announce(tuple(sigmas))
         return self.task.student.reach(self.known(tuple(sigmas[:-1])), sigmas[-1])
 
     def errors(self, sigmas: Sequence[float]) -> Tensor:

@@ -33,6 +33,7 @@ class Task:
     start: x at a sigma where a schedule may begin. starts: numbers of the teacher's nodes where it may.
     ends: sigmas where it may end, 0 or small; what noise is left there counts as error.
     lowest: the model is asked at no sigma below it.
+    announce: told, before the model is asked, of which schedule that is.
     """
 
     denoise: Denoiser
@@ -44,6 +45,7 @@ class Task:
     ends: Sequence[float] = (0.0,)
     objective: Objective = Objective()
     lowest: float = 0.0
+    announce: Callable[[Sequence[float]], None] = lambda sigmas: None
 
     def end_errors(self, x: Tensor, sigma: float) -> Tensor:
         """(B,), of x at `sigma` taken as the picture."""
@@ -100,6 +102,8 @@ def called(task: Task, paths: Sequence[Path]) -> list[Path]:
     """The paths of a node with the model's answers. Compared in x0, only the best is left."""
     known, costs = [], []
     for path in paths:
+        # Which node comes next is not known yet: of all that it may be, the nearest stands for it.
+        task.announce((*path.state.sigmas, *task.teacher.sigmas[path.node + 1 :], 0.0))
         denoised = task.denoise(path.state.x, path.state.sigmas[-1])
         known.append(Path(path.node, path.cost, task.student.know(path.state, denoised)))
         if task.objective.space == "x0":
