@@ -43,11 +43,8 @@ class AfterGuidance:
     def __call__(self, args: dict[str, Any]) -> Tensor:
         """D_c plus what was added to it, bounded. Raises ValueError for a sigma that is no number."""
         denoised, cfg, sigma = args["denoised"], float(args["cond_scale"]), float(args["sigma"].max())
-        if math.isnan(sigma):
-            raise ValueError(
-                "Probabilistic Guidance was asked for a sigma that is no number (NaN). Look at the SIGMAS that go into "
-                "the sampler."
-            )
+        sampling = args["model"].model_sampling
+        inside = within(sampling, sigma, self.start_percent, self.end_percent)
         say_if_broken(args)
         if cfg == 1 or args.get("uncond") is None:
             if is_first(args, sigma):
@@ -56,8 +53,7 @@ class AfterGuidance:
                     "Models with distilled guidance (FLUX dev) want their own guidance low and a true cfg instead."
                 )
             return denoised
-        sampling = args["model"].model_sampling
-        if not sampling.percent_to_sigma(self.start_percent) >= sigma >= sampling.percent_to_sigma(self.end_percent):
+        if not inside:
             return denoised
         conditional = self.seen.under(args["cond"]) if self.seen else None
         conditional = (args["cond_denoised"] if conditional is None else conditional).float()
@@ -70,6 +66,16 @@ class AfterGuidance:
         law = noise_law(sampling)
         ratio = law.ratio(sigma) if law.alpha(sigma) > 0 else math.inf
         return prior(ratio, shape) if self.spread is None else self.spread.at(ratio)
+
+
+def within(sampling, sigma: float, start: float, end: float) -> bool:
+    """Whether the host's sigma lies in a part of the model's own time; 0 is the very start, however a sigma is rounded.
+
+    Raises ValueError for a sigma that is no number.
+    """
+    if math.isnan(sigma):
+        raise ValueError("A sigma of this run is no number (NaN). Look at the SIGMAS that go into the sampler.")
+    return sigma >= sampling.percent_to_sigma(end) and (start <= 0 or sigma <= sampling.percent_to_sigma(start))
 
 
 class ModelsAnswer:
