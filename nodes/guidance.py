@@ -105,7 +105,11 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
             description="Guidance that does not burn: what cfg adds to the prediction is bounded by how far the "
             "picture can still be from it. For any model with a negative prompt and a cfg above 1; no further calls.",
             inputs=[
-                io.Model.Input("model", tooltip="Others' guidance nodes may come before and after."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Other guidance nodes may come before or after: what they and cfg add is bounded together. "
+                    "Nodes after it that only change the result (PAG, SAG, TSR) keep their full effect.",
+                ),
                 io.Float.Input(
                     "strength",
                     default=0.5,
