@@ -151,7 +151,7 @@ def chosen(count: int, seed: int) -> list[tuple[Mutant, str]]:
     return random.Random(seed).sample(every, min(count, len(every)))
 
 
-class Instead(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+class Instead(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
     """Imports one module of the pack from another source."""
 
     def __init__(self, path: Path, source: str):

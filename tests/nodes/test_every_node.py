@@ -117,7 +117,7 @@ def sockets() -> dict[str, st.SearchStrategy]:
     from fewstep.schedulers.restart.plan import Interval
 
     variants = st.sampled_from(["eps", "v", "flow", "gmflow"])
-    prompts = st.one_of(st.just(demo("eps")[1]), st.just(demo("eps")[2]), st.just([]))
+    prompts = st.sampled_from([demo("eps")[1], demo("eps")[2], []])
     return {
         "MODEL": variants.map(lambda variant: demo(variant)[0]),
         "CONDITIONING": prompts,
@@ -170,7 +170,7 @@ def inputs(node) -> st.SearchStrategy:
 # What may come out
 
 
-def nodes() -> dict[str, type]:
+def nodes() -> dict[str, Any]:
     import asyncio
 
     from fewstep.nodes.extension import FewStepExtension
@@ -220,7 +220,8 @@ def check_picture(parts: tuple, sampler, sigmas: Tensor) -> None:
     from fewstep.nodes.measuring.running import guider_for
 
     noise = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
-    guider = guider_for(*parts, 3.0)
+    model, positive, negative = parts
+    guider = guider_for(model, positive, negative, 3.0)
     drawn = in_words(guider.sample, noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
     assert drawn is None or drawn.isfinite().all()
 

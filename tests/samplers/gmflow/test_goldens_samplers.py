@@ -88,6 +88,9 @@ class Draws:
 class Led(GMFlow):
     """Our solver, every step of which begins at the recorded state: a run would carry rounding on and magnify it."""
 
+    recorded: Tensor
+    made: list[Tensor]
+
     def lead(self, recorded: Tensor) -> None:
         self.__dict__.update(recorded=recorded, made=[])
 
