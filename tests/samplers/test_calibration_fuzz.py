@@ -375,3 +375,15 @@ def test_a_limit_on_the_size_of_files_leaves_the_old_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == data and list(tmp_path.iterdir()) == [path]
+
+
+def test_budgets_are_shown_in_the_order_of_numbers(tmp_path):
+    """JSON sorts them as texts: 10, 20, 5, 8."""
+    for kind, load in (("statistics", load_measured), ("schedule", load_schedules)):
+        path, good = tmp_path / f"{kind}.safetensors", KINDS[kind][0]()
+        name = "check" if kind == "statistics" else "errors"
+        entry = next(iter(good.facts[name].values()))
+        Calibration(kind, good.tensors, good.facts | {name: dict.fromkeys(("10", "20", "5", "8"), entry)}).save(path)
+        ending = " calls: error" if kind == "statistics" else ": 1"
+        places = [load(path).describe().rindex(f" {n}{ending}".lstrip()) for n in ("5", "8", "10", "20")]
+        assert places == sorted(places)

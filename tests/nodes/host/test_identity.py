@@ -35,12 +35,15 @@ def model(kind: str = "eps", shift: float = 3.0):
 
 
 def used(node: str, patcher, **inputs):
-    """The MODEL that a node of the host makes, called as the host calls it."""
+    """The MODEL that a node of the host makes, called as the host calls it, with its defaults for newer inputs."""
     module, _, name = node.partition(".")
     kind = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
-    if hasattr(kind, "FUNCTION"):
+    if not hasattr(kind, "define_schema"):
         return getattr(kind(), kind.FUNCTION)(patcher, **inputs)[0]
-    return kind.execute(patcher, **inputs).args[0] if kind.execute else None
+    defaults = {one.id: getattr(one, "default", None) for one in kind.define_schema().inputs if one.id != "model"}
+    given = {name: value for name, value in defaults.items() if value is not None} | inputs
+    made = kind.execute(patcher, **given)
+    return made[0] if isinstance(made, tuple) else made.args[0]
 
 
 def identify(patcher) -> dict[str, Any]:
