@@ -130,7 +130,7 @@ class Told:
         yield types.MethodType, lambda value: self.all("method", value.__func__, value.__self__)
         yield functools.partial, lambda value: self.all("partial", value.func, value.args, value.keywords)
         yield types.CodeType, self.code
-        yield type, self.type
+        yield type, self.kind
         yield FUNCTIONS, lambda value: join("function", *names_of(value))
         yield types.ModuleType, lambda value: join("module", value.__name__)
         yield (torch.device, torch.layout, torch.memory_format), lambda value: join(type(value).__name__)
@@ -146,8 +146,9 @@ class Told:
 
     def tensor(self, tensor: Tensor, digest: Callable[[Tensor], bytes] = digest_of) -> bytes:
         """A wrapper of tensors by those. A quantised one may hide its shape, and keeps its kind in attributes."""
-        if hasattr(type(tensor), "__tensor_flatten__"):
-            names, context = tensor.__tensor_flatten__()
+        flatten = getattr(tensor, "__tensor_flatten__", None)
+        if flatten is not None:
+            names, context = flatten()
             inner = [self.tensor(getattr(tensor, name), digest) for name in names]
             return join("wrapper", type(tensor).__name__, *names, *inner, self.told(context))
         own = {name: value for name, value in vars(tensor).items() if isinstance(value, SCALARS)}
@@ -186,7 +187,7 @@ class Told:
     def code(self, code: types.CodeType) -> bytes:
         return self.all("code", code.co_code, code.co_names, code.co_consts)
 
-    def type(self, kind: type) -> bytes:
+    def kind(self, kind: type) -> bytes:
         """Its name and those it inherits from; of a class made inside a function, what that wrote into it."""
         return join("type", *(part for base in kind.__mro__ for part in self.base(base)))
 

@@ -162,7 +162,7 @@ def test_a_file_with_flipped_bits_is_refused_in_words_or_used(kind, tmp_path):
     flipped()
 
 
-NASTY = [
+NASTY: list[Any] = [
     None, True, False, 0, -1, 1, 10**400, -(10**400), 1e308, -1e308, math.nan, math.inf, -math.inf, 1e-320, "", "x",
     "8", "\u00b2", [], {}, [[]], [1], ["a"], {"a": 1}, {"": None}, {"0": ERRORS}, {"5": {}}, {"5": ERRORS},
     {"5": {"1": "a", "2": 1, "without": 1}}, {"\u0665": ERRORS}, {"9" * 400: ERRORS}, "x" * 100_000,
@@ -300,7 +300,7 @@ def header(text: str, data: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(padded)) + padded + data
 
 
-ODD = {
+ODD: dict[str, Any] = {
     "a text": np.array(["a", "b"]),
     "an object": np.array([{"a": 1}], dtype=object),
     "complex numbers": np.ones((2, 1, 1, 1), dtype=complex),
@@ -375,3 +375,15 @@ def test_a_limit_on_the_size_of_files_leaves_the_old_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == data and list(tmp_path.iterdir()) == [path]
+
+
+def test_budgets_are_shown_in_the_order_of_numbers(tmp_path):
+    """JSON sorts them as texts: 10, 20, 5, 8."""
+    for kind, load in (("statistics", load_measured), ("schedule", load_schedules)):
+        path, good = tmp_path / f"{kind}.safetensors", KINDS[kind][0]()
+        name = "check" if kind == "statistics" else "errors"
+        entry = next(iter(good.facts[name].values()))
+        Calibration(kind, good.tensors, good.facts | {name: dict.fromkeys(("10", "20", "5", "8"), entry)}).save(path)
+        ending = " calls: error" if kind == "statistics" else ": 1"
+        places = [load(path).describe().rindex(f" {n}{ending}".lstrip()) for n in ("5", "8", "10", "20")]
+        assert places == sorted(places)

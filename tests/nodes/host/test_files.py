@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from fewstep.samplers import calibration
 from fewstep.samplers.calibration import Calibration
 from fewstep.samplers.spread import Spread, load_spread
+from hypothesis import strategies as st
 
 pytestmark = pytest.mark.usefixtures("host")
 ASKED = {"images": 8, "levels": 3, "cfg": 5.0, "estimator": "residual", "latent": [4, 16, 16]}
@@ -99,8 +101,8 @@ def test_links_and_linked_folders_are_offered_and_found(folder, tmp_path):
 
     elsewhere = tmp_path / "elsewhere"
     spread().calibration().save(elsewhere / "far.safetensors")
-    for name, key in (("l.npz", "l"), ("sb.npz", "s")):
-        np.savez(elsewhere / name, **{key: np.ones(3)})
+    np.savez(elsewhere / "l.npz", l=np.ones(3))
+    np.savez(elsewhere / "sb.npz", s=np.ones(3))
     (folder / "linked.safetensors").symlink_to(elsewhere / "far.safetensors")
     (folder / "folder").symlink_to(elsewhere, target_is_directory=True)
     (elsewhere / "round").symlink_to(folder, target_is_directory=True)
@@ -237,3 +239,34 @@ def test_a_calibration_knows_its_kind_before_its_tensors_are_read(folder, monkey
     monkeypatch.setattr(calibration, "real", lambda *given: pytest.fail("a tensor was read"))
     with pytest.raises(ValueError, match="holds 'statistics', not 'spread'"):
         load_spread(path)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Loaded on a model
+
+
+def test_a_schedule_of_any_facts_is_refused_in_words_or_loaded(folder):
+    """What the door lets through, the comparison with a model and the curve take."""
+    from fewstep.nodes.host.files import is_answer
+    from fewstep.nodes.host.loading import loaded
+    from hypothesis import given
+    from samplers.test_calibration_fuzz import FUZZ, NASTY, refused_or_used, schedule
+    from support.host_mixture import mixture_model
+    from support.mixture import picture_like
+
+    good, patcher, path = schedule(), mixture_model(picture_like(), "flow", 3.0), folder / "a.safetensors"
+    used = []
+
+    def load(path: Path) -> None:
+        for denoise in (1.0, 0.4):
+            loaded(path.name, patcher, 7, denoise)
+
+    @FUZZ
+    @given(st.dictionaries(st.sampled_from([*good.facts, "identity", "functions"]), st.sampled_from(NASTY), max_size=2))
+    def mutated(changed: dict[str, Any]) -> None:
+        Calibration("schedule", good.tensors, good.facts | changed).save(path)
+        used.append(refused_or_used(path, load))
+        assert isinstance(is_answer(good.facts | changed, ASKED), bool)
+
+    mutated()
+    assert 0 < sum(used) < len(used)
