@@ -139,8 +139,8 @@ def path_of(name: str) -> Path:
     if found is None:
         folder = folder_paths.get_folder_paths(FOLDER)[0]
         raise ValueError(
-            f"There is no {name[:LONGEST_NAME]!r} in {folder}. Put transformer/diffusion_pytorch_model.bf16.safetensors "
-            "of a GMFlow release there, and refresh."
+            f"There is no {name[:LONGEST_NAME]!r} in {folder}. Put transformer/diffusion_pytorch_model.bf16.safetensors"
+            " of a GMFlow release there, and refresh."
         )
     return Path(found)
 

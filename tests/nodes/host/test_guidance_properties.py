@@ -1,4 +1,4 @@
-"""Guidance and GMFlow at any options: an answer that can be used, or a sentence; never a raw error, never a silent NaN."""
+"""Guidance and GMFlow at any options: an answer that can be used, or a sentence; no raw error, no silent NaN."""
 
 from __future__ import annotations
 
