@@ -339,7 +339,7 @@ def inside(how, keep: tuple[str, ...] = ("inner_model", "sigmas"), whole: bool =
         for name in keep:
             setattr(lying, name, getattr(model, name))
         if whole:
-            lying.inner_model = model
+            setattr(lying, "inner_model", model)  # noqa: B010
         return how.sampler_function(lying, x, sigmas, **given, **how.extra_options)
 
     return comfy.samplers.KSAMPLER(around)

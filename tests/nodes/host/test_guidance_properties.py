@@ -116,9 +116,9 @@ def test_gmflow_in_the_host(who, mode, order, substeps, temperature, strength, o
     try:
         sampler = gmflow_sampler(Choice(mode, order, substeps, temperature, False))
         if who == "cfg":
-            guider = guider_for(model, *prompts, 1 + 10 * strength)
+            guider = guider_for(model, prompts[0], prompts[1], 1 + 10 * strength)
         else:
-            guider = gmflow_guider(model, *prompts, Guidance(strength, orthogonal, start, end))
+            guider = gmflow_guider(model, prompts[0], prompts[1], Guidance(strength, orthogonal, start, end))
         drawn = sampled(guider, comfy.samplers.sampler_object("euler") if who == "euler" else sampler, sigmas)
     except ValueError as error:
         assert len(str(error)) > 40
@@ -147,9 +147,11 @@ def test_guidance_in_the_host(variant, strength, mode, orthogonal, start, end, c
     sigmas = [s * (0.99 if variant == "flow" else 14.6) for s in sigmas]
     try:
         guided_one, _ = guided_model(model, ProbabilisticGuidance(strength, mode, orthogonal), start, end, None)
-        drawn = sampled(guider_for(guided_one, *prompts, cfg), comfy.samplers.sampler_object("euler"), sigmas)
+        drawn = sampled(
+            guider_for(guided_one, prompts[0], prompts[1], cfg), comfy.samplers.sampler_object("euler"), sigmas
+        )
     except ValueError as error:
         assert len(str(error)) > 40
         return
-    plain = sampled(guider_for(model, *prompts, cfg), comfy.samplers.sampler_object("euler"), sigmas)
+    plain = sampled(guider_for(model, prompts[0], prompts[1], cfg), comfy.samplers.sampler_object("euler"), sigmas)
     assert drawn.isfinite().all() or not plain.isfinite().all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from fewstep.samplers.guidance import ProbabilisticGuidance
@@ -34,7 +36,7 @@ def asked(module: str, kind: str = "flow", **changed):
     return importlib.import_module(f"fewstep.nodes.measuring.{module}").Request(**(given | changed))
 
 
-def draw(model, positive, negative, sampler, sigmas, cfg: float = 3.0, shape=(2, 4, 16, 16)) -> torch.Tensor:
+def draw(sampler, sigmas, model, positive, negative, *, cfg: float = 3.0, shape=(2, 4, 16, 16)) -> torch.Tensor:
     from fewstep.nodes.measuring.running import guider_for
 
     guider = guider_for(model, positive, negative, cfg)
@@ -62,7 +64,7 @@ def test_the_double_refuses_what_is_made_there(device, monkeypatch):
         return torch.ones(3, dtype=torch.float64).to(x.device)
 
     with pytest.raises(RuntimeError, match="float64"):
-        draw(*exact(), comfy.samplers.KSAMPLER(makes), [1.0, 0.0])
+        draw(comfy.samplers.KSAMPLER(makes), [1.0, 0.0], *exact())
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
@@ -73,7 +75,7 @@ def test_restart(device, kind, inner):
 
     sampler = restart_sampler(inner and comfy.samplers.sampler_object(inner), 1.0)
     top = 1.0 if kind == "flow" else 14.6
-    assert draw(*exact(kind), sampler, [top, 0.6, 0.3, 0.6, 0.2, 0.0]).isfinite().all() and device
+    assert draw(sampler, [top, 0.6, 0.3, 0.6, 0.2, 0.0], *exact(kind)).isfinite().all() and device
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
@@ -85,7 +87,7 @@ def test_dpm_solver_v3_without_statistics(device, kind):
     model, *prompts = exact(kind)
     sampler = dpm_solver_v3_sampler(Choice(Options(3, "everywhere"), None, "data", "when_checked", None))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "beta", 6).tolist()
-    assert draw(model, *prompts, sampler, sigmas).isfinite().all() and device == ["sample_dpm_solver_v3"]
+    assert draw(sampler, sigmas, model, *prompts).isfinite().all() and device == ["sample_dpm_solver_v3"]
 
 
 @pytest.mark.parametrize("pooling", ["global", "channel", "spectral", "pixel"])
@@ -100,7 +102,7 @@ def test_measuring_statistics_and_drawing_with_them(device, pooling):
 def test_searching_a_schedule(device):
     from fewstep.nodes.measuring.search import Kept, search_schedule
 
-    given = {"solver": "dpmpp_2m", "steps": 4, "teacher_steps": 20, "trajectories": 2, "polish": 1}
+    given: dict[str, Any] = {"solver": "dpmpp_2m", "steps": 4, "teacher_steps": 20, "trajectories": 2, "polish": 1}
     assert search_schedule(asked("search", **given), Kept(), None) and device
 
 
@@ -118,7 +120,7 @@ def test_guidance(mode):
 
     model, *_ = exact()
     parts = [on_device(torch.randn(2, 4, 16, 16)) for _ in range(4)]
-    args = dict(zip(("denoised", "cond_denoised", "uncond_denoised", "input"), parts, strict=True))
+    args: dict[str, Any] = dict(zip(("denoised", "cond_denoised", "uncond_denoised", "input"), parts, strict=True))
     args |= {"cond": 1, "uncond": 1, "cond_scale": 7.0, "sigma": on_device(torch.full((2,), 0.7))}
     args |= {"model": model.model, "model_options": {}}
     drawn = AfterGuidance(ProbabilisticGuidance(0.5, mode), None, 0.0, 1.0)(args)
@@ -136,10 +138,10 @@ def test_gmflow(device, mode, order, guider):
     sampler = gmflow_sampler(Choice(mode, order, 0, 0.9, False))
     sigmas, noise = [1.0, 0.6, 0.3, 0.0], torch.randn(2, 3, 16, 16)
     if guider == "ours":
-        used = gmflow_guider(model, *prompts, Guidance(0.45))
+        used = gmflow_guider(model, prompts[0], prompts[1], Guidance(0.45))
         drawn = used.sample(noise, torch.zeros_like(noise), sampler, torch.tensor(sigmas), disable_pbar=True, seed=1)
     else:
-        drawn = draw(model, *prompts, sampler, sigmas, shape=(2, 3, 16, 16))
+        drawn = draw(sampler, sigmas, model, *prompts, shape=(2, 3, 16, 16))
     assert drawn.isfinite().all() and device == ["sample_gmflow"]
 
 
