@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import pytest
 import torch
@@ -81,12 +80,14 @@ def test_gmflow_on_any_schedule_and_mixture(
     assert drawn.isfinite().all()
 
 
-@cache
-def demo(variant: str):
-    from fewstep.nodes.models.demo import load_clip, load_model
+@pytest.fixture(scope="module")
+def demos(host) -> dict[str, tuple]:
+    """The bundled model's variants, each with two prompts."""
+    from fewstep.nodes.models.demo import VARIANTS, load_clip, load_model
 
     clip = load_clip()
-    return load_model(variant), *(clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", ""))
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", "")]
+    return {variant: (load_model(variant), *prompts) for variant in VARIANTS}
 
 
 def sampled(guider, sampler, sigmas: list[float]) -> Tensor:
@@ -99,7 +100,7 @@ def sampled(guider, sampler, sigmas: list[float]) -> Tensor:
     st.sampled_from(["ours", "cfg", "euler"]),
     st.sampled_from(["ode", "sde"]),
     st.integers(1, 2),
-    st.integers(0, 4),
+    st.integers(1, 4),
     st.floats(0.01, 1),
     st.one_of(st.floats(0, 0.99), st.just(1.0)),
     shares,
@@ -107,12 +108,12 @@ def sampled(guider, sampler, sigmas: list[float]) -> Tensor:
     shares,
     schedules,
 )
-def test_gmflow_in_the_host(who, mode, order, substeps, temperature, strength, orthogonal, start, end, sigmas):
+def test_gmflow_in_the_host(demos, who, mode, order, substeps, temperature, strength, orthogonal, start, end, sigmas):
     import comfy.samplers
     from fewstep.nodes.host.gmflow import Choice, Guidance, gmflow_guider, gmflow_sampler
     from fewstep.nodes.measuring.running import guider_for
 
-    model, *prompts = demo("gmflow")
+    model, *prompts = demos["gmflow"]
     try:
         sampler = gmflow_sampler(Choice(mode, order, substeps, temperature, False))
         if who == "cfg":
@@ -138,12 +139,12 @@ def test_gmflow_in_the_host(who, mode, order, substeps, temperature, strength, o
     st.floats(0, 100),
     st.lists(st.floats(0, 1), min_size=2, max_size=4).map(lambda s: sorted(s)[::-1]),
 )
-def test_guidance_in_the_host(variant, strength, mode, orthogonal, start, end, cfg, sigmas):
+def test_guidance_in_the_host(demos, variant, strength, mode, orthogonal, start, end, cfg, sigmas):
     import comfy.samplers
     from fewstep.nodes.host.guidance import guided_model
     from fewstep.nodes.measuring.running import guider_for
 
-    model, *prompts = demo(variant)
+    model, *prompts = demos[variant]
     sigmas = [s * (0.99 if variant == "flow" else 14.6) for s in sigmas]
     try:
         guided_one, _ = guided_model(model, ProbabilisticGuidance(strength, mode, orthogonal), start, end, None)
