@@ -13,6 +13,7 @@ pictures too strong. Here the root mean square of what is added is bounded by R 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class ProbabilisticGuidance:
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
-        if self.strength < 0 or (self.mode == "fixed" and self.strength >= 1):
+        if not 0 <= self.strength < math.inf or (self.mode == "fixed" and self.strength >= 1):
             raise ValueError(
                 f"The strength is {self.strength:g}; it must be 0 or more, and below 1 in the mode fixed. "
                 "0.5 is a good start; more is more guidance."

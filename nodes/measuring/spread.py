@@ -89,7 +89,7 @@ def measure_batch(request: Request, numbers: range, sigmas: Tensor, counter: Cou
         given = (x0.to(x), noise.to(x))
         return torch.stack([at_level(request, watched, *given, float(sigma), numbers) for sigma in sigmas], 1)
 
-    return inside_sampling(guider, noise, sigmas, work, request.seed).double().cpu()
+    return inside_sampling(guider, noise, sigmas, work, request.seed).cpu().double()
 
 
 def cure_for(request: Request) -> str:

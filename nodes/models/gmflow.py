@@ -30,6 +30,7 @@ FOLDER = "diffusion_models"
 IMAGENET_CLASSES = 1000
 LABEL = "gmflow_label"  # entry of a CONDITIONING
 TELLING_KEY = "num_gaussians"  # a config.json without it is of another model in the folder
+LONGEST_NAME = 200  # of what a message repeats
 Weights = dict[str, Tensor]
 
 
@@ -81,6 +82,7 @@ def load_gmflow(name: str) -> comfy.model_patcher.ModelPatcher:
     state = read(path)
     beside = config_beside(path)
     config = GMDiTConfig.of_json(beside) if beside else GMDiTConfig.of_state_dict(state)
+    config.check_size(state)
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     model = empty_model(config, state, device, offload)
     check_state_dict(model.diffusion_model, state)
@@ -129,13 +131,16 @@ def model_names() -> list[str]:
 
 
 def path_of(name: str) -> Path:
-    """Raises ValueError where there is no such file."""
-    found = folder_paths.get_full_path(FOLDER, name)
+    """Raises ValueError where there is no such file, or can be none of that name."""
+    try:
+        found = folder_paths.get_full_path(FOLDER, name)
+    except (OSError, ValueError):  # too long for a name, or with a null byte
+        found = None
     if found is None:
         folder = folder_paths.get_folder_paths(FOLDER)[0]
         raise ValueError(
-            f"There is no {name!r} in {folder}. Put transformer/diffusion_pytorch_model.bf16.safetensors of a GMFlow "
-            "release there, and refresh."
+            f"There is no {name[:LONGEST_NAME]!r} in {folder}. Put transformer/diffusion_pytorch_model.bf16.safetensors"
+            " of a GMFlow release there, and refresh."
         )
     return Path(found)
 
@@ -146,6 +151,8 @@ def read(path: Path) -> Weights:
         state = comfy.utils.load_torch_file(str(path), safe_load=True)
     except Exception as error:  # the host and its readers raise what they like
         raise ValueError(f"{path.name} cannot be read ({error}). Download it again.") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path.name} holds other things than tensors, so it is no GMFlow model. Download it again.")
     wrong = [key for key, value in state.items() if not bool(value.sum(dtype=torch.float32).isfinite())]
     if wrong:
         raise ValueError(f"{path.name} is damaged: {wrong[0]} holds values that are no numbers. Download it again.")
@@ -159,7 +166,7 @@ def config_beside(path: Path) -> dict[str, Any] | None:
             continue
         try:
             values = json.loads(candidate.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise ValueError(f"{candidate.name} beside {path.name} is no JSON ({error}). Remove or mend it.") from error
         if isinstance(values, dict) and TELLING_KEY in values:
             return values
@@ -178,7 +185,9 @@ def names_of(config: dict[str, Any] | None, path: Path, classes: int) -> tuple[s
     """The classes' names: id2label of the config, NAME.txt with a name a line, or ImageNet's for 1000 classes."""
     listed = path.with_suffix(".txt")
     if listed.exists():
-        return tuple(line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip())
+        return tuple(
+            line.strip() for line in listed.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        )
     if config and isinstance(config.get("id2label"), dict):
         return tuple(config["id2label"].get(str(i), "") for i in range(classes))
     return imagenet_names() if classes == IMAGENET_CLASSES else ()

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+LARGEST_SAMPLE = 4096  # latent pixels on a side: 32768 of the picture
 HEAD_WIDTHS = (72, 64)  # of the published model, and of the other sizes of DiT
 
 
@@ -30,6 +31,18 @@ class GMDiTConfig:
     def width(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
+    def check_size(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ValueError for a network larger than its checkpoint, before any of it is made."""
+        largest = max((n for value in state.values() for n in value.shape), default=0)
+        sides = (self.width, self.num_gaussians, self.logstd_inner_dim, self.in_channels, self.patch_size)
+        layers = counted(state, "transformer_blocks."), counted(state, "gm_out.logstd_layers.")
+        deep = self.num_layers > layers[0] or self.gm_num_logstd_layers > max(layers[1], 1)
+        if deep or max(*sides, self.num_embeds_ada_norm) > largest or self.sample_size > LARGEST_SAMPLE:
+            raise ValueError(
+                "The config.json beside this GMFlow model is of a larger one. Use the file that belongs to it, or "
+                "remove the config.json."
+            )
+
     @classmethod
     def of_json(cls, values: Mapping[str, Any]) -> GMDiTConfig:
         """From a config.json; other entries of it are left alone. Raises ValueError for what is no positive number."""
@@ -47,9 +60,9 @@ class GMDiTConfig:
         """
         width, channels, patch, _ = shape_of(state, "pos_embed.proj.weight", 4)
         outputs = shape_of(state, "proj_out_2.weight", 2)[0]
-        components, rest = divmod(outputs, patch**2 * (channels + 1))
+        components, rest = divmod(outputs, max(patch**2 * (channels + 1), 1))
         head = next((w for w in HEAD_WIDTHS if width % w == 0), None)
-        if rest or not components or head is None:
+        if rest or not components or head is None or not width * channels * patch:
             raise ValueError(
                 f"This is no GMFlow model that we know: its width is {width}, with {outputs} outputs a patch. "
                 "If a config.json came with it, put that beside the file."

@@ -339,7 +339,7 @@ def inside(how, keep: tuple[str, ...] = ("inner_model", "sigmas"), whole: bool =
         for name in keep:
             setattr(lying, name, getattr(model, name))
         if whole:
-            lying.inner_model = model
+            setattr(lying, "inner_model", model)  # noqa: B010
         return how.sampler_function(lying, x, sigmas, **given, **how.extra_options)
 
     return comfy.samplers.KSAMPLER(around)
@@ -612,6 +612,44 @@ def test_files_that_cannot_be_used_are_told(models):
     (models / "tiny.json").write_text("{")
     with pytest.raises(ValueError, match="tiny.json beside tiny.safetensors is no JSON"):
         load()
+
+
+@pytest.mark.parametrize("name", ["a\0b.safetensors", "x" * 5000, "../" * 40 + "etc/passwd", ""])
+def test_names_that_no_file_can_have_are_told(models, name):
+    from fewstep.nodes.gmflow import FewStepLoadGMFlow
+
+    with pytest.raises(ValueError, match="There is no '.{0,200}' in|cannot be read") as told:
+        load(name)
+    assert len(str(told.value)) < 600
+    assert isinstance(FewStepLoadGMFlow.validate_inputs(name), str)
+
+
+def test_what_lies_beside_a_model_broken_is_told(models):
+    (models / "tiny.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="tiny.json beside tiny.safetensors is no JSON"):
+        load()
+    config = weights("tiny_gmdit")[1]
+    for wrong in ({"num_layers": 10**9}, {"attention_head_dim": 10**7}, {"sample_size": 10**8}, {"patch_size": 10**6}):
+        (models / "tiny.json").write_text(json.dumps(config | wrong))
+        with pytest.raises(ValueError, match="is of a larger one"):
+            load()
+    (models / "tiny.json").write_text(json.dumps(config))
+    (models / "tiny.txt").write_bytes(b"\xff\xfe\n")
+    assert load().model.names
+
+
+def test_a_checkpoint_of_other_things_than_tensors_is_told(models):
+    torch.save({"state": [1, 2], "step": 3}, models / "other.ckpt")
+    with pytest.raises(ValueError, match="other.ckpt (holds other things than tensors|cannot be read)"):
+        load("other.ckpt")
+
+
+def test_a_file_cut_anywhere_is_told(models):
+    whole = (models / "tiny.safetensors").read_bytes()
+    for length in [*range(0, 64), *range(64, len(whole), max(1, len(whole) // 40))]:
+        (models / "tiny.safetensors").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="tiny.safetensors|GMFlow"):
+            load()
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -272,7 +272,7 @@ def ours(model):
     return guided(model, ProbabilisticGuidance(STRENGTH))[0]
 
 
-def draw(patcher, positive, negative, steps: int = 6, cfg: float = CFG) -> tuple[torch.Tensor, list[tuple]]:
+def draw(patcher, positive, negative, *, steps: int = 6, cfg: float = CFG) -> tuple[torch.Tensor, list[tuple]]:
     """The picture in [0, 1], and of every call sigma, the model's own answer under the prompt, and the guided one."""
     import comfy.samplers
     from comfy.patcher_extension import WrappersMP

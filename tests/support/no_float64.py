@@ -1,0 +1,112 @@
+"""A device without float64, as MPS and DirectML are, on the CPU: tensors that say they are there and refuse it.
+
+What a sampler of the host is handed (x, sigmas, the noise, the model's answers) is on the device; so is what is made of
+it, until it is brought to the CPU. There, as on the device, the numbers are the CPU's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_any, tree_map_only
+
+DEVICE = torch.device("mps")  # the name; nothing is moved anywhere
+CPU = torch.device("cpu")
+
+
+class OnDevice(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return compute(func, args, kwargs or {})
+
+
+class Mode(TorchFunctionMode):
+    """For what is made on the device, or moved to it, out of nothing that is there."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return compute(func, args, kwargs or {})
+
+
+def on_device(tensor: Tensor) -> Tensor:
+    if tensor.dtype in (torch.float64, torch.complex128):
+        raise RuntimeError("a float64 tensor on a device that has none")  # no TypeError: operators would hide it
+    return tensor.as_subclass(OnDevice)
+
+
+def off_device(tree: Any) -> Any:
+    return tree_map_only(OnDevice, lambda t: t.as_subclass(torch.Tensor), tree)
+
+
+def compute(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """One operation of torch, its result where the device would have it."""
+    here = tree_any(lambda leaf: isinstance(leaf, OnDevice), (args, kwargs))
+    if here and func == torch.Tensor.device.__get__:
+        return DEVICE
+    if here and func.__name__ == "numpy":
+        raise RuntimeError("a tensor on the device cannot be a numpy array")
+    wanted = kwargs.get("device")
+    if func.__name__ == "to":
+        wanted = next((leaf for leaf in (*args[1:], wanted) if isinstance(leaf, (str, torch.device, Tensor))), None)
+    if isinstance(wanted, Tensor):
+        there = isinstance(wanted, OnDevice)
+    elif wanted is not None:
+        there = torch.device(wanted) == DEVICE
+    else:
+        there = here and func.__name__ != "cpu"
+    args, kwargs = tree_map_only(torch.device, lambda d: CPU if d == DEVICE else d, off_device((args, kwargs)))
+    with torch._C.DisableTorchFunctionSubclass():
+        result = func(*args, **kwargs)
+        return tree_map_only(Tensor, on_device, result) if there else result
+
+
+class Model:
+    """The host's model as a sampler function sees it, whose answers are on the device."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra) -> Tensor:
+        assert isinstance(x, OnDevice), "the model is given a latent that is not on its device"
+        with torch._C.DisableTorchFunction():
+            return on_device(self.model(*off_device((x, sigma)), **off_device(extra)))
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.model, name)
+        return on_device(value) if name in ("noise", "latent_image") else value
+
+
+@contextmanager
+def device_without_float64(monkeypatch) -> Iterator[list[str]]:
+    """All sampling of the host on such a device; yields the names of the sampler functions that ran."""
+    import comfy.samplers
+
+    ran: list[str] = []
+    original = comfy.samplers.KSAMPLER.sample
+
+    def sample(self, *args, **kwargs):
+        function = self.sampler_function
+
+        def there(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+            ran.append(function.__name__)
+            given = {k: on_device(v) if isinstance(v, Tensor) else v for k, v in (extra_args or {}).items()}
+            with Mode():
+                x, sigmas = on_device(x.clone()), on_device(sigmas.clone())
+                drawn = function(
+                    Model(model), x, sigmas, extra_args=given, callback=callback, disable=disable, **options
+                )
+            return off_device(drawn)
+
+        self.sampler_function = there
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            self.sampler_function = function
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.samplers.KSAMPLER, "sample", sample)
+        yield ran
