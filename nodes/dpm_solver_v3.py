@@ -11,8 +11,8 @@ from ..samplers.dpm_solver_v3.plan import CORRECTORS, LAST_STEPS
 from ..samplers.dpm_solver_v3.pooling import POOLINGS
 from . import inputs
 from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
-from .host.files import find, key_of, path_for, statistics_names
-from .host.progress import show_text
+from .host.files import find, keep, key_of, path_for, saved_at, statistics_names
+from .host.progress import Report
 from .measuring.asked import latent_for
 from .measuring.estimate import DERIVATIVES, IMAGES, LEVELS, Part, Request, estimate, published_range
 from .measuring.interrupted import Interrupted
@@ -89,6 +89,7 @@ class FewStepDPMSolverV3(io.ComfyNode):
             ],
             outputs=[io.Sampler.Output()],
             hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
@@ -107,7 +108,9 @@ class FewStepDPMSolverV3(io.ComfyNode):
         check_choice("prediction", prediction, PREDICTIONS)
         check_choice("use", use, USES)
         options = Options(order, corrector, pseudo_predictor, pseudo_corrector, lower_order_final, last_step=last_step)
-        return io.NodeOutput(dpm_solver_v3_sampler(Choice(options, statistics, prediction, use, cls.hidden.unique_id)))
+        report = Report(cls.hidden.unique_id)
+        sampler = dpm_solver_v3_sampler(Choice(options, statistics, prediction, use, report))
+        return io.NodeOutput(sampler, ui=report.ui)
 
 
 class FewStepEstimateStatistics(io.ComfyNode):
@@ -166,6 +169,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
             outputs=[StatisticsType.Output(display_name="statistics")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone, before anything is sampled
+            **inputs.REPORTING,
         )
 
     @classmethod
@@ -188,12 +192,13 @@ class FewStepEstimateStatistics(io.ComfyNode):
         facts = request.facts
         stem = f"{facts['prediction'].lower()}-cfg{cfg:g}-{key_of(facts)}"
         path, known = path_for(save_as, stem, facts, load_measured)
+        place = saved_at(path)
         if known is None or known.facts["batches"] < request.batches:
             with interrupted.resumed(key_of(facts)) as parts:
-                known = estimate(request, known, parts, cls.hidden.unique_id)
-                known.calibration().save(path)
-        show_text(cls.hidden.unique_id, f"models/fewstep/{path.name}\n{known.describe()}")
-        return io.NodeOutput(known)
+                fresh, known = known is None, estimate(request, known, parts, cls.hidden.unique_id)
+                place = keep(known, path, fresh)
+        report = Report(cls.hidden.unique_id).say(f"{place}\n{known.describe()}")
+        return io.NodeOutput(known, ui=report.ui)
 
 
 class FewStepLoadStatistics(io.ComfyNode):
@@ -215,6 +220,7 @@ class FewStepLoadStatistics(io.ComfyNode):
             ],
             outputs=[StatisticsType.Output(display_name="statistics")],
             hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
@@ -236,5 +242,5 @@ class FewStepLoadStatistics(io.ComfyNode):
             measured = load_published(path, *published_range(model))
         else:
             measured = load_measured(path)
-        show_text(cls.hidden.unique_id, measured.describe())
-        return io.NodeOutput(measured)
+        report = Report(cls.hidden.unique_id).say(measured.describe())
+        return io.NodeOutput(measured, ui=report.ui)

@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from ..samplers.guidance import MODES, ProbabilisticGuidance
 from ..samplers.spread import load_spread
 from . import inputs
-from .host.files import key_of, path_for
+from .host.files import keep, key_of, path_for, saved_at
 from .host.guidance import guided_model
-from .host.progress import show_text
+from .host.progress import Report
 from .measuring.asked import latent_for
 from .measuring.estimate import IMAGES, LEVELS
 from .measuring.spread import ESTIMATORS, Request, measure_spread
@@ -65,6 +65,7 @@ class FewStepMeasureSpread(io.ComfyNode):
             outputs=[SpreadType.Output(display_name="spread")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone, before anything is sampled
+            **inputs.REPORTING,
         )
 
     @classmethod
@@ -86,11 +87,12 @@ class FewStepMeasureSpread(io.ComfyNode):
         facts = request.facts
         stem = f"spread-{facts['prediction'].lower()}-{key_of(facts)}"
         path, spread = path_for(save_as, stem, facts, load_spread)
+        place = saved_at(path)
         if spread is None:
             spread = measure_spread(request, cls.hidden.unique_id)
-            spread.calibration().save(path)
-        show_text(cls.hidden.unique_id, f"{spread.describe()}\nmodels/fewstep/{path.name}")
-        return io.NodeOutput(spread)
+            place = keep(spread, path, fresh=True)
+        report = Report(cls.hidden.unique_id).say(f"{spread.describe()}\n{place}")
+        return io.NodeOutput(spread, ui=report.ui)
 
 
 class FewStepProbabilisticGuidance(io.ComfyNode):
@@ -103,7 +105,11 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
             description="Guidance that does not burn: what cfg adds to the prediction is bounded by how far the "
             "picture can still be from it. For any model with a negative prompt and a cfg above 1; no further calls.",
             inputs=[
-                io.Model.Input("model", tooltip="Others' guidance nodes may come before and after."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Other guidance nodes may come before or after: what they and cfg add is bounded together. "
+                    "Nodes after it that only change the result (PAG, SAG, TSR) keep their full effect.",
+                ),
                 io.Float.Input(
                     "strength",
                     default=0.5,
@@ -136,11 +142,12 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
     def execute(cls, model, strength, mode, orthogonal, start_percent, end_percent, spread=None) -> io.NodeOutput:
         guidance = ProbabilisticGuidance(strength, mode, orthogonal)
         guided, remarks = guided_model(model, guidance, start_percent, end_percent, spread)
-        show_text(cls.hidden.unique_id, "\n".join(remarks))
-        return io.NodeOutput(guided)
+        report = Report(cls.hidden.unique_id).say("\n".join(remarks))
+        return io.NodeOutput(guided, ui=report.ui)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from comfy_api.latest import io
+
+# For schemas of nodes that report: a page that is opened later is told too, where the host knows how (0.33).
+REPORTING: dict[str, Any] = (
+    {"has_intermediate_output": True} if "has_intermediate_output" in io.Schema.__dataclass_fields__ else {}
+)
 
 
 def sampled_model() -> io.Input:

@@ -8,9 +8,9 @@ from comfy_api.latest import io, ui
 from ..schedulers.optimal_steps.schedules import load_schedules
 from . import inputs
 from .dpm_solver_v3 import StatisticsType
-from .host.files import find, key_of, names_of, path_for
+from .host.files import find, keep, key_of, names_of, path_for, saved_at
 from .host.loading import TABLES, loaded
-from .host.progress import show_text
+from .host.progress import Report
 from .measuring.asked import latent_for
 from .measuring.chart import chart
 from .measuring.interrupted import Interrupted
@@ -104,6 +104,7 @@ class FewStepSearchSchedule(io.ComfyNode):
             outputs=[io.Sigmas.Output(display_name="sigmas"), ScheduleType.Output(display_name="schedule")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone, before anything is sampled
+            **inputs.REPORTING,
         )
 
     @classmethod
@@ -133,15 +134,16 @@ class FewStepSearchSchedule(io.ComfyNode):
         facts = request.facts
         stem = f"schedule-{solver}-{steps}-cfg{cfg:g}-{key_of(facts)}"
         path, schedules = path_for(save_as, stem, facts, load_schedules)
+        place = saved_at(path)
         if schedules is None:
             with interrupted.resumed(key_of(facts)) as kept:
                 schedules = search_schedule(request, kept, cls.hidden.unique_id)
-                schedules.calibration().save(path)
+                place = keep(schedules, path, fresh=True)
         picture, remark = chart(schedules)
-        show_text(cls.hidden.unique_id, f"{schedules.describe()}\nmodels/fewstep/{path.name}{remark}")
+        report = Report(cls.hidden.unique_id).say(f"{schedules.describe()}\n{place}{remark}")
         sigmas = torch.tensor(schedules.sigmas[steps], dtype=torch.float32)
-        shown = None if picture is None else ui.PreviewImage(picture, cls=cls)
-        return io.NodeOutput(sigmas, schedules, ui=shown)
+        shown = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
+        return io.NodeOutput(sigmas, schedules, ui=shown | report.ui)
 
 
 class FewStepLoadSchedule(io.ComfyNode):
@@ -174,6 +176,7 @@ class FewStepLoadSchedule(io.ComfyNode):
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
             hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
@@ -187,5 +190,5 @@ class FewStepLoadSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, name, model, steps, denoise) -> io.NodeOutput:
         sigmas, remarks = loaded(name, model, steps, denoise)
-        show_text(cls.hidden.unique_id, "\n".join(remarks))
-        return io.NodeOutput(torch.tensor(sigmas, dtype=torch.float32))
+        report = Report(cls.hidden.unique_id).say("\n".join(remarks))
+        return io.NodeOutput(torch.tensor(sigmas, dtype=torch.float32), ui=report.ui)

@@ -8,8 +8,9 @@ from comfy_api.latest import io
 from ..schedulers.restart.plan import UNITS, Interval, check_interval
 from ..schedulers.restart.presets import PRESETS
 from ..schedulers.restart.request import BUDGETS, requested_plan
+from . import inputs
 from .host.noise_law import noise_law
-from .host.progress import show_text
+from .host.progress import Report
 from .host.sampler import restart_sampler
 
 Intervals = io.Custom("FEWSTEP_INTERVALS")
@@ -102,14 +103,15 @@ class FewStepRestartSchedule(io.ComfyNode):
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas"), io.Int.Output(display_name="steps")],
             hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
     def execute(cls, model, sigmas, preset, budget, intervals=None) -> io.NodeOutput:
         law = noise_law(model.get_model_object("model_sampling"))
         plan = requested_plan(sigmas.tolist(), law, preset, budget, intervals)
-        show_text(cls.hidden.unique_id, str(plan))
-        return io.NodeOutput(torch.tensor(plan.sigmas, dtype=torch.float32), plan.steps)
+        report = Report(cls.hidden.unique_id).say(str(plan))
+        return io.NodeOutput(torch.tensor(plan.sigmas, dtype=torch.float32), plan.steps, ui=report.ui)
 
 
 class FewStepRestartSampler(io.ComfyNode):

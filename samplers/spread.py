@@ -23,6 +23,7 @@ from .calibration import Calibration
 
 KIND = "spread"
 TENSORS = ("ratios", "squares", "counts")
+SMALLEST, LARGEST = 1e-30, 1e30  # of what a file holds: beyond them a quotient has no meaning
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +76,11 @@ def load_spread(path: Path) -> Spread:
     missing = [name for name in TENSORS if name not in calibration.tensors]
     if missing:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}; measure again.")
-    ratios, squares, counts = (calibration.tensors[name].double().flatten() for name in TENSORS)
-    fine = len(ratios) == len(squares) == len(counts) >= 2 and all(t.isfinite().all() for t in (ratios, squares))
-    if not fine or not (ratios[:-1] > ratios[1:]).all() or not (ratios[-1] > 0 and counts.min() > 0):
+    ratios, squares, counts = (calibration.tensors[name].flatten() for name in TENSORS)
+    fine = len(ratios) == len(squares) == len(counts) >= 2
+    fine = fine and all(t.isfinite().all() and t.abs().max() < LARGEST for t in (ratios, squares, counts))
+    # The levels are told apart by their logarithms.
+    if not fine or not (ratios[-1] > SMALLEST and counts.min() > SMALLEST and (ratios.log().diff() < 0).all()):
         raise ValueError(f"{path.name} holds no spread over falling levels of noise; measure again.")
     return Spread(ratios, squares, counts, calibration.facts)
 

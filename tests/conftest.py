@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.server import serving
 
-torch.set_num_threads(os.cpu_count() or 1)
+torch.set_num_threads(int(os.environ.get("FEWSTEP_THREADS") or os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from ...samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics
 from ...samplers.dpm_solver_v3.measured import Measured
 from .identity import differences, identify
 from .noise_law import noise_law
-from .progress import show_text
+from .progress import Report
 from .sampler import denoiser, model_sampling_of, reporter
 
 PREDICTIONS = {"data": Statistics.data_prediction, "noise": Statistics.noise_prediction}
@@ -32,7 +32,7 @@ class Choice:
     measured: Measured | None
     prediction: str
     use: str
-    node_id: str | None
+    report: Report | None = None
 
 
 def table_for(
@@ -84,7 +84,8 @@ def sample_dpm_solver_v3(
     if choice.measured is not None:  # reads some of the weights
         here = identify(guider.model_patcher) | {"cfg": getattr(guider, "cfg", None)}
     table, order, remarks = table_for(choice, len(nodes) - 1, here, tuple(x.shape[1:]))
-    show_text(choice.node_id, "\n".join(remarks))
+    if choice.report:
+        choice.report.add("\n".join(remarks))
     for remark in remarks[1:]:
         log.warning("DPM-Solver-v3: %s", remark)
     solver = solver_for(table, replace(choice.options, order=order), sampling, nodes, choice.prediction)

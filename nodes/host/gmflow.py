@@ -13,11 +13,14 @@ from torch import Tensor
 from ...samplers.choices import check_choice
 from ...samplers.gmflow import GMFlow, Mixture, Prediction, SpectralDraw, guided
 from ...samplers.gmflow.mixture import checked, mean
-from .mixtures import MixtureNetwork, Recorder, predicts_mixtures
+from ...samplers.gmflow.solver import falling
+from .guidance import PRE_CFG, within
+from .mixtures import MixtureNetwork, Recorder, moved, predicts_mixtures
 from .noise import ItemNoise
 from .sampler import reporter
 
 MODES = ("ode", "sde")
+NO_CFG = float("1")  # told apart, as an object, from the 1 of a node that sets the cfg of a guider
 SHARED_SUBSTEPS = 128  # among all calls of a run: what the authors take
 HOW_TO_GET_ONE = "Connect Load GMFlow, or the Demo Model with the variant gmflow."
 
@@ -66,19 +69,30 @@ class GMFlowGuider(comfy.samplers.CFGGuider):
                 "The GMFlow Guider needs a model that predicts Gaussian mixtures, and this one does not. "
                 f"{HOW_TO_GET_ONE} For this model use CFG Guider."
             )
+        if "sampler_cfg_function" in model.model_options:
+            function = model.model_options["sampler_cfg_function"]
+            raise ValueError(
+                "A node on this model (RescaleCFG, CFGNorm with pre_cfg, PerpNeg or another) puts guidance of its own "
+                f"in the place of cfg ({getattr(function, '__qualname__', type(function).__name__)}), and so does the "
+                "GMFlow Guider. Take that node out, or use CFG Guider."
+            )
         super().__init__(model)
-        self.guidance = guidance
+        self.guidance, self.cfg = guidance, NO_CFG
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
-        options = model_options or {}
-        strength = self.strength_at(float(timestep[0]))
-        recorder = Recorder.of(options) or Recorder()
+        options, sigma = model_options or {}, float(timestep[0])
+        strength = self.strength_at(sigma)
+        recorder = Recorder.of(options) or Recorder(x.shape)
         if Recorder.of(options) is None:
             options = recorder.on(options)
 
         def guide(args: dict[str, Any]) -> Tensor:
-            recorder.prediction = self.prediction(recorder.sides, strength)
-            mixture = checked(recorder.prediction.mixture)
+            sides = recorder.sides
+            if PRE_CFG in options:  # others changed the predictions: APG, TCFG
+                answers = (args["cond_denoised"], args["uncond_denoised"])
+                sides = [side and moved(side, to) for side, to in zip(sides, answers, strict=False)]
+            recorder.prediction = self.prediction(sides, strength)
+            mixture = checked(recorder.prediction.mixture, f"at sigma {sigma:.4g}")
             return args["input"] - (mean(mixture) if strength else args["cond_denoised"])
 
         return comfy.samplers.sampling_function(
@@ -93,11 +107,18 @@ class GMFlowGuider(comfy.samplers.CFGGuider):
         )
 
     def strength_at(self, sigma: float) -> float:
-        """The strength, or 0 outside of the chosen part of the run."""
-        first, last = (
-            self.inner_model.model_sampling.percent_to_sigma(p) for p in (self.guidance.start, self.guidance.end)
-        )
-        return self.guidance.strength if last <= sigma <= first else 0.0
+        """The strength, or 0 outside of the chosen part of the run.
+
+        Raises ValueError for a sigma that is no number, and where CFG Override asks for a cfg.
+        """
+        if self.cfg is not NO_CFG and self.cfg != 1:
+            raise ValueError(
+                f"CFG Override sets a cfg of {self.cfg:g}, and the GMFlow Guider has a strength, which is no cfg. Set "
+                "strength, start_percent and end_percent of the GMFlow Guider instead, or use CFG Guider."
+            )
+        if not within(self.inner_model.model_sampling, sigma, self.guidance.start, self.guidance.end):
+            return 0.0
+        return 0.0 if self.cfg is not NO_CFG else self.guidance.strength
 
     def prediction(self, sides: list[Mixture | None], strength: float) -> Prediction:
         conditional, unconditional = sides[0], sides[1] if len(sides) > 1 else None
@@ -123,36 +144,40 @@ def gmflow_guider(model: ModelPatcher, positive: list, negative: list, guidance:
 # SAMPLER
 
 
-@dataclass(frozen=True)
 class MixtureCall:
     """The MixtureDenoiser of a run: the host's model call, guidance and masks and all, with the mixture behind it.
 
     The mixture is moved so that its mean is what the host's call answers. That is next to nothing with the GMFlow
     Guider; with the host's own it is CFG, with a mask it is the picture that stays, and patches of the result count.
+
+    sigma, denoised: where the last call was, and what the host answered.
     """
 
-    model: Any
-    extra_args: dict[str, Any]
+    sigma: float
+    denoised: Tensor | None = None
+
+    def __init__(self, model, extra_args: dict[str, Any]):
+        self.model, self.extra_args = model, extra_args
+        self.velocities: list[Mixture | None] = []  # of the last call
 
     def __call__(self, x: Tensor, sigma: float) -> Prediction:
-        recorder = Recorder()
+        recorder = Recorder(x.shape, self.velocities)
         options = recorder.on(self.extra_args.get("model_options") or {})
         sigmas = x.new_full((len(x),), sigma, dtype=torch.float32)
-        denoised = self.model(x, sigmas, **(self.extra_args | {"model_options": options}))
-        prediction = recorder.prediction or Prediction(first_of(recorder.sides))
-        return moved(prediction, denoised - mean(prediction.mixture))
+        self.denoised = self.model(x, sigmas, **(self.extra_args | {"model_options": options}))
+        self.sigma, self.velocities = sigma, recorder.velocities
+        prediction = recorder.prediction or Prediction(self.conditional(recorder, x, sigmas))
+        by = self.denoised - mean(prediction.mixture)
+        mixture = prediction.conditional
+        return replace(prediction, conditional=replace(mixture, means=mixture.means + by[:, None]))
 
-
-def first_of(sides: list[Mixture | None]) -> Mixture:
-    if not sides or sides[0] is None:
-        raise ValueError("No positive prompt is active at some step of this run. Give one that covers all steps.")
-    return sides[0]
-
-
-def moved(prediction: Prediction, by: Tensor) -> Prediction:
-    """The same prediction with every component moved, by (B, C, *S)."""
-    mixture = prediction.conditional
-    return replace(prediction, conditional=replace(mixture, means=mixture.means + by[:, None]))
+    @staticmethod
+    def conditional(recorder: Recorder, x: Tensor, sigmas: Tensor) -> Mixture:
+        """The mixture of the positive prompts. Raises ValueError where none is active."""
+        mixture = recorder.sides[0] if recorder.sides else recorder.from_earlier(x, sigmas)
+        if mixture is None:
+            raise ValueError("No positive prompt is active at some step of this run. Give one that covers all steps.")
+        return mixture
 
 
 @dataclass(frozen=True)
@@ -196,31 +221,54 @@ def check_guider(guider) -> None:
         )
 
 
+def guider_of(model):
+    """The guider behind what the host, or a sampler around ours, hands to a sampler function.
+
+    Samplers that wrap another (Detail Daemon) hand on a function with a few attributes of the host's object, or an
+    object with that one inside. Raises ValueError where none leads to the guider.
+    """
+    inner = getattr(model, "inner_model", None)
+    while inner is not None and not hasattr(inner, "predict_noise"):
+        inner = getattr(inner, "inner_model", None)
+    if inner is None:
+        raise ValueError(
+            "The sampler around the GMFlow Sampler hides the model from it. Use the GMFlow Sampler by itself, or "
+            "another sampler inside that one."
+        )
+    return inner
+
+
 @torch.no_grad()
 def sample_gmflow(
     model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, choice: Choice
 ) -> Tensor:
-    """The host's sampler function."""
-    extra_args = dict(extra_args or {})
-    check_guider(model.inner_model)
-    nodes = sigmas.detach().to("cpu", torch.float64)
-    solver = choice.solver(model.inner_model.inner_model, len(nodes) - 1)
+    """The host's sampler function. As the host's, it passes on what comes with fewer than two sigmas."""
+    if len(sigmas) < 2:
+        return x
+    extra_args, guider = dict(extra_args or {}), guider_of(model)
+    check_guider(guider)
+    nodes = torch.tensor(falling(sigmas.detach().to("cpu", torch.float64)), dtype=torch.float64)
+    solver = choice.solver(guider.inner_model, len(nodes) - 1)
     first = round(float(nodes[0]) * 2**20)  # parts of a cut schedule do not draw the same noise
     noise = ItemNoise(extra_args.get("seed") or 0, getattr(model, "noise", x), first)
-    x = solver(MixtureCall(model, extra_args), x, nodes, noise=noise, on_step=reporter(callback, nodes, disable))
-    return kept_outside(model, x, nodes, extra_args)
+    call = MixtureCall(model, extra_args)
+    x = solver(call, x, nodes, noise=noise, on_step=reporter(callback, nodes, disable))
+    return x if nodes[-1] > 0 else kept_outside(x, call, getattr(model, "sigmas", sigmas))
 
 
-def kept_outside(model, x: Tensor, nodes: Tensor, extra_args: dict[str, Any]) -> Tensor:
-    """A finished x with the picture that a mask keeps: the sub-steps after the last model call do not know it."""
-    mask = extra_args.get("denoise_mask")
-    if mask is None or len(nodes) < 2 or nodes[-1] > 0:
+def kept_outside(x: Tensor, call: MixtureCall, sigmas: Tensor) -> Tensor:
+    """A finished x with the picture that a mask keeps: the sub-steps after the last model call do not know it.
+
+    The host's last answer has it already; what the sub-steps made of that counts where the mask lets it.
+    """
+    mask = call.extra_args.get("denoise_mask")
+    if mask is None or call.denoised is None:
         return x
-    thresholds = (extra_args.get("model_options") or {}).get("denoise_mask_function")
+    thresholds = (call.extra_args.get("model_options") or {}).get("denoise_mask_function")
     if thresholds:
-        last = x.new_full((len(x),), float(nodes[-2]), dtype=torch.float32)
-        mask = thresholds(last, mask, extra_options={"model": model.inner_model, "sigmas": model.sigmas})
-    return torch.lerp(model.latent_image.to(x), x, mask.to(x))
+        last = x.new_full((len(x),), call.sigma, dtype=torch.float32)
+        mask = thresholds(last, mask, extra_options={"model": guider_of(call.model), "sigmas": sigmas})
+    return torch.lerp(call.denoised.to(x), x, mask.to(x))
 
 
 def gmflow_sampler(choice: Choice) -> comfy.samplers.KSAMPLER:

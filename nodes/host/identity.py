@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
-import torch
+import comfy.controlnet
+import comfy.hooks
+import comfy.sd
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from torch import Tensor, nn
 
-SAMPLED_TENSORS, SAMPLED_VALUES = 24, 64
+from .tensors import remembered
+from .walk import Lasting, Told, hooks_of
+
+KEPT = 2  # which facts are kept of a model: with 1 some tensors' values, no functions and no model sampling
+NAMED = 3  # functions on a model that a person reads of
+OLDER = (
+    "with an older FewStep, which kept less of where: another checkpoint, LoRA or guidance cannot be told; measure "
+    "again to be sure"
+)
 
 
 def identify(model: ModelPatcher) -> dict[str, Any]:
-    """Facts about a MODEL, as JSON values."""
+    """Facts about a MODEL, as JSON values. What cannot be told of it begins with "unknown" and equals nothing."""
     sampling, latent = model.get_model_object("model_sampling"), model.get_model_object("latent_format")
     shift = getattr(sampling, "shift", None)
     return {
+        "identity": KEPT,
         "model": weights_digest(model),
         "patches": patches_digest(model),
+        "functions": functions_on(model),
         "latent_format": type(latent).__name__,
         "channels": latent.latent_channels,
         "prediction": model.model.model_type.name,
+        "sampling": f"{prediction_of(sampling)} {Told(sampling, parts_of).text}",
         "shift": None if shift is None else float(shift),
         "sigma_max": float(sampling.sigma_max),
         "sigma_min": float(sampling.sigma_min),
@@ -33,78 +47,164 @@ def differences(facts: dict[str, Any], here: dict[str, Any], remedy: str) -> lis
     """What differs from the model `here`, in the person's words. Raises ValueError where the use would be nonsense."""
     if "channels" in facts and facts["channels"] != here["channels"]:
         raise ValueError(
-            f"This was made on {facts['latent_format']} latents of {facts['channels']} channels; this model has "
+            f"This was made on {facts.get('latent_format')} latents of {facts['channels']} channels; this model has "
             f"{here['latent_format']} latents of {here['channels']}. {remedy}"
         )
     sentences = {
         "model": "on another checkpoint",
         "patches": "with other LoRAs or patches",
+        "functions": f"with functions on the model: {compared('functions', facts, here)}",
         "latent_format": f"on {facts.get('latent_format')} latents, not {here['latent_format']}",
         "prediction": f"on a model of type {facts.get('prediction')}, not {here['prediction']}",
         "shift": f"at shift {facts.get('shift')}, not {here['shift']}",
+        "sampling": f"with a model sampling: {compared('sampling', facts, here)}",
         "cfg": f"at cfg {facts.get('cfg')}, not {here.get('cfg')}",
     }
-    return [text for name, text in sentences.items() if name in facts and name in here and facts[name] != here[name]]
+    left = {name for name in ("shift", "prediction") if facts.get(name) != here.get(name)}
+    silent = {"sampling"} if left else set()  # said by those
+    older = facts.get("identity") != here.get("identity") and "model" in facts
+    if older:
+        silent |= {"model", "patches", "functions", "sampling"}
+    found = [
+        text
+        for name, text in sentences.items()
+        if name in facts and name in here and facts[name] != here[name] and name not in silent
+    ]
+    return [*found, OLDER] if older else found
 
 
-def digest(tensors: Iterator[Tensor], *texts: str) -> str:
-    """Twelve hexadecimal digits of some values of each tensor, its shape, and the texts."""
-    found = hashlib.sha256("\n".join(texts).encode())
-    for tensor in tensors:
-        found.update(repr(tuple(tensor.shape)).encode())
-        flat = tensor.detach().flatten()
-        step = max(flat.numel() // SAMPLED_VALUES, 1)
-        found.update(flat[::step][:SAMPLED_VALUES].to("cpu", torch.float32).numpy().tobytes())
-    return found.hexdigest()[:12]
+def compared(fact: str, facts: dict[str, Any], here: dict[str, Any]) -> str:
+    """Names and a digest of both sides, for a person."""
+    one, other = (str(of.get(fact, "")).rpartition(" ")[0] or "nothing" for of in (facts, here))
+    if "unknown" in one or "unknown" in other:
+        what = (one if "unknown" in one else other).partition("unknown ")[2]
+        return f"of a kind that cannot be told from others {what}"
+    return f"{one} of other settings" if one == other else f"{one}, not {other}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Weights
 
 
 def weights_digest(model: ModelPatcher) -> str:
-    """Of the checkpoint's own weights: where a LoRA is merged into them, the host keeps the originals aside."""
-    weights = model.model.diffusion_model.state_dict()
-    names = sorted(name for name, value in weights.items() if torch.is_tensor(value) and value.is_floating_point())
-    chosen = names[:: max(len(names) // SAMPLED_TENSORS, 1)]
-    aside = (model.backup.get(f"diffusion_model.{name}") for name in chosen)
-    originals = (weights[n] if kept is None else kept.weight for n, kept in zip(chosen, aside, strict=True))
-    return digest(originals, str(len(weights)))
+    """Of the checkpoint's own weights: where LoRAs are merged into them, the host keeps the originals aside."""
+    network, changed = own_network(model), getattr(model, "object_patches", {})
+    weights = {name: original(model, f"diffusion_model.{name}", value) for name, value in kept_tensors(network)}
+    hooks = {name: hooks_of(module) for name, module in network.named_modules()}
+    own = {name: those for name, those in hooks.items() if those and f"diffusion_model.{name}.forward" not in changed}
+    remembered.warm(weights.values())
+    return Told([type(network), Lasting(weights), own], parts_of, modules_of(model)).text
+
+
+def own_network(model: ModelPatcher) -> nn.Module:
+    """The network, also while another one stands in its place, as in a run of a compiled one."""
+    aside = getattr(model, "object_patches_backup", {}).get("diffusion_model")
+    return model.model.diffusion_model if aside is None else aside
+
+
+def kept_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers that a file holds. Not the state dict, which quantised networks fake."""
+    yield from network.named_parameters(remove_duplicate=False)
+    for prefix, module in network.named_modules():
+        for name, value in module._buffers.items():
+            if value is not None and name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}", value
+
+
+def original(model: ModelPatcher, key: str, value: Tensor) -> Tensor:
+    """A weight without LoRAs, those of conditionings too. Patchers of other packs may keep nothing aside."""
+    backup, hooked = getattr(model, "backup", {}).get(key), getattr(model, "hook_backup", {}).get(key)
+    if backup is not None:
+        return backup.weight
+    return value if hooked is None else hooked[0]
 
 
 def patches_digest(model: ModelPatcher) -> str:
     """Of the LoRAs and other weight patches; empty where there are none."""
-    if not model.patches:
+    return Told(Lasting(model.patches), parts_of, modules_of(model)).text if model.patches else ""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Functions, and other objects of the host
+
+
+def functions_on(model: ModelPatcher) -> str:
+    """Of everything on a MODEL that changes its answer beside weights: names, and a digest; empty where there is none.
+
+    Guidance, patches of attention, wrappers, callbacks, injections, and objects put in the place of the model's own.
+    """
+    held = functions_of(model)
+    if not held:
         return ""
-    strengths = [f"{key} {[(p[0], p[2]) for p in model.patches[key]]}" for key in sorted(model.patches)]
-    some = sorted(model.patches)[:: max(len(model.patches) // SAMPLED_TENSORS, 1)]
-    return digest(tensors_in([model.patches[key] for key in some]), *strengths)
+    told = Told(held, parts_of, modules_of(model))
+    names = list(dict.fromkeys(names_in(held)))
+    more = ["..."] if len(names) > NAMED else []
+    return told.text if told.unknown else f"{', '.join(names[:NAMED] + more)} {told.text}".strip()
+
+
+def functions_of(model: ModelPatcher) -> dict[str, Any]:
+    """What other nodes put on a MODEL, without what is empty."""
+    objects = getattr(model, "object_patches", {})
+    names = (
+        "model_options wrappers callbacks injections forced_hooks weight_wrapper_patches attachments additional_models"
+    )
+    held = {name: getattr(model, name, None) for name in names.split()}
+    own = {name: value for name, value in objects.items() if name != "model_sampling"}  # which has its own fact
+    return filled(held | {"objects": own}) or {}
+
+
+def filled(value: Any) -> Any:
+    """Nested dictionaries without None and empty containers; None where nothing is left."""
+    if isinstance(value, dict):
+        inner = {name: filled(part) for name, part in value.items()}
+        return {name: part for name, part in inner.items() if part is not None} or None
+    return None if isinstance(value, (list, tuple)) and not value else value
+
+
+def names_in(value: Any) -> Iterator[str]:
+    """What the functions and objects in nested containers are called: a node's class, where one made them."""
+    if isinstance(value, dict):
+        yield from chain.from_iterable(map(names_in, value.values()))
+    elif isinstance(value, (list, tuple)):
+        yield from chain.from_iterable(map(names_in, value))
+    elif callable(value) or hasattr(value, "__dict__"):
+        yield getattr(value, "__qualname__", type(value).__name__).split(".")[0]
+
+
+def parts_of(value: Any) -> Any:
+    """What objects of the host are made of, without what they note while they run; None for others."""
+    if isinstance(value, ModelPatcher):
+        return [value.model, Lasting(value.patches), functions_of(value)]
+    if isinstance(value, BaseModel):
+        return [value.model_sampling, value.diffusion_model]
+    if isinstance(value, comfy.sd.VAE):
+        return [value.first_stage_model]
+    if isinstance(value, comfy.controlnet.ControlBase):  # a copy has what was set on it, and nothing of a run
+        return [vars(value.copy()), value.previous_controlnet]
+    if isinstance(value, comfy.hooks.HookGroup):
+        return value.hooks
+    if isinstance(value, comfy.hooks.HookKeyframeGroup):
+        return [value.keyframes]
+    if isinstance(value, (comfy.hooks.Hook, comfy.hooks.HookKeyframe)):
+        return {name: one for name, one in vars(value).items() if name not in ("hook_ref", "_skip_adding", "start_t")}
+    return None
+
+
+def modules_of(model: ModelPatcher) -> dict[int, str]:
+    """The model's own modules by their ids: their weights are told elsewhere."""
+    modules = chain(model.model.named_modules(), own_network(model).named_modules())
+    return {id(module): f"the model's {name}" for name, module in modules}
+
+
+def prediction_of(sampling) -> str:
+    """V_PREDICTION and the like: of the classes that the host joined, the one that is no module."""
+    kinds = [kind for kind in type(sampling).__mro__ if not issubclass(kind, nn.Module)]
+    return kinds[0].__name__
+
+
+# ---------------------------------------------------------------------------------------------------------
 
 
 def conditioning_digest(*conditionings: list) -> str:
-    """Of prompts and what hangs on them: tensors, and the numbers and words of areas, strengths and time ranges."""
-    return digest(tensors_in(conditionings), *words_in(conditionings))
-
-
-def words_in(value: Any) -> Iterator[str]:
-    """All numbers and texts of nested lists, tuples and dictionaries, with their keys; a bracket where one ends."""
-    if isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield str(key)
-            yield from words_in(value[key])
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from words_in(part)
-        yield "]"
-    elif isinstance(value, (str, int, float)):
-        yield str(value)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors of nested lists, tuples, dictionaries and the host's weight adapters."""
-    if torch.is_tensor(value):
-        yield value
-    elif isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield from tensors_in(value[key])
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from tensors_in(part)
-    elif hasattr(value, "weights"):
-        yield from tensors_in(value.weights)
+    """Of prompts and what hangs on them: tensors, masks, areas, strengths, ControlNets, LoRAs and time ranges."""
+    return Told(list(conditionings), parts_of).text

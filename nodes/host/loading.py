@@ -64,7 +64,8 @@ def searched(schedules: Schedules, here: dict[str, Any], law: NoiseLaw, steps: i
             f"This schedule was searched on {kinds[facts['is_flow']]}, and the model is {kinds[law.is_flow]}. Search "
             "one on this model."
         )
-    said = {name: value for name, value in facts.items() if name != "shift"}  # the shift has its own sentence
+    carried = {"shift", "sampling"} if facts.get("shift") != here["shift"] else set()  # which has its own sentence
+    said = {name: value for name, value in facts.items() if name not in carried}
     number = schedules.nearest(steps)
     remarks = [f"Searched for {facts['solver']} at cfg {facts['cfg']:g}: use that sampler, and that cfg."]
     if number != facts["steps"]:

@@ -7,6 +7,7 @@ network, which leaves its mixture there. A recorder lives as long as the call, a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +21,14 @@ from ...samplers.gmflow import Mixture, Prediction, x0_from_u
 from ...samplers.gmflow.mixture import checked, mean
 
 KEY = "fewstep_mixtures"
+CUT_UP = (
+    "GMFlow cannot follow how the picture is cut up here (context windows, tiles): it needs the mixture of the whole. "
+    "Use CFG Guider and an ordinary sampler with this workflow; they take the model's mean."
+)
+NOT_ASKED = (
+    "Something on the model (EasyCache?) answered in the network's place, and the GMFlow Guider needs the network's "
+    "mixture at every call of an ordinary sampler. Use LazyCache, the GMFlow Sampler, or CFG Guider."
+)
 LEAST_WEIGHT = 1e-37  # where no prompt reaches, all components count the same: the host's answer there is 0
 
 
@@ -44,13 +53,18 @@ def predicts_mixtures(model) -> bool:
 class Recorder:
     """The mixtures of one guided model call.
 
+    shape: of the x of this call.
+    velocities: the mixture of u of every list of prompts; until the networks tell, that of the call before. Where a
+        cache (LazyCache, EasyCache) answers in their place, it stays: the cache's answer is of that call too.
     sides: the mixture of x0 of every list of prompts that the guider asked for, the positive one first; None where it
         asked for nothing.
     prediction: what a guider that knows mixtures made of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shape: torch.Size, velocities: list[Mixture | None] | None = None) -> None:
+        self.shape = shape
         self.told: dict[Any, Mixture] = {}
+        self.velocities: list[Mixture | None] = velocities or []
         self.sides: list[Mixture | None] = []
         self.prediction: Prediction | None = None
 
@@ -76,17 +90,39 @@ class Recorder:
         """Around the host's evaluation of all prompts: `sides` from what the networks tell meanwhile.
 
         Only the first evaluation is the guider's; what a patch of the model asks for after it is its own affair.
+        Raises ValueError where x is cut up, into windows or tiles.
         """
         if self.sides:
             return executor(model, conds, x, sigma, model_options)
+        if x.shape != self.shape:
+            raise ValueError(CUT_UP)
         conds = named_apart(conds)
         answers = executor(model, conds, x, sigma, model_options)
-        self.sides = [self.side(side or [], x, sigma) for side in conds]
+        before, self.velocities = self.velocities, [self.velocity(side or [], x, sigma) for side in conds]
+        for number, (side, answer) in enumerate(zip(conds, answers, strict=True)):
+            self.sides.append(self.side(number, side or [], before, answer, x, sigma))
         self.told.clear()
         return answers
 
-    def side(self, conds: list[dict], x: Tensor, sigma: Tensor) -> Mixture | None:
-        """The mixture of x0 of one list of prompts. Raises ValueError where x was cut into other parts than areas."""
+    def side(
+        self, number: int, conds: list[dict], before: list[Mixture | None], answer: Tensor, x: Tensor, sigma: Tensor
+    ) -> Mixture | None:
+        """The mixture of x0 of one list of prompts, told now or before; None where no prompt is active.
+
+        Raises ValueError where the network was not asked and never was before.
+        """
+        velocity = self.velocities[number]
+        if velocity is not None:
+            return x0_from_u(velocity, x, sigma)
+        if all(comfy.samplers.get_area_and_mult(cond, x, sigma) is None for cond in conds):
+            return None
+        velocity = self.velocities[number] = before[number] if number < len(before) else None
+        if velocity is None:
+            raise ValueError(NOT_ASKED)
+        return moved(x0_from_u(velocity, x, sigma), to=answer)
+
+    def velocity(self, conds: list[dict], x: Tensor, sigma: Tensor) -> Mixture | None:
+        """The mixture of u of one list of prompts. Raises ValueError where x was cut into other parts than areas."""
         told = [(self.told[c["uuid"]], c) for c in conds if c["uuid"] in self.told]
         if not told:
             return None
@@ -94,7 +130,17 @@ class Recorder:
         if len(told) > 1 or mixture.means.shape[3:] != x.shape[2:]:
             placed = [(part, comfy.samplers.get_area_and_mult(cond, x, sigma)) for part, cond in told]
             mixture = joined([(part, entry.mult[:, :1], entry.area) for part, entry in placed], x)
-        return x0_from_u(mixture, x, sigma)
+        return mixture
+
+    def from_earlier(self, x: Tensor, sigma: Tensor) -> Mixture | None:
+        """The positive side at (x, sigma) by what was told before, where nobody asked this time."""
+        velocity = self.velocities[0] if self.velocities else None
+        return None if velocity is None else x0_from_u(velocity, x, sigma)
+
+
+def moved(mixture: Mixture, to: Tensor) -> Mixture:
+    """The same mixture with every component moved so that its mean is `to` (B, C, *S)."""
+    return replace(mixture, means=mixture.means + (to - mean(mixture))[:, None])
 
 
 def named_apart(sides: list[list[dict] | None]) -> list[list[dict] | None]:
@@ -114,10 +160,7 @@ def joined(parts: list[tuple[Mixture, Tensor, list[int] | None]], x: Tensor) -> 
     means, weights, shares, variances = [], [], [], []
     for part, mult, area in parts:
         if part.means.shape[3:] != mult.shape[2:]:
-            raise ValueError(
-                "GMFlow cannot follow how the picture was cut up here (context windows?). Use an ordinary sampler "
-                "with this workflow; it takes the model's mean."
-            )
+            raise ValueError(CUT_UP)
         means.append(placed(part.means, area, x))
         weights.append(placed(part.weights * mult[:, None], area, x))
         shares.append(mult.flatten(1).sum(1).reshape(part.logstds.shape[0], *[1] * (part.logstds.ndim - 1)))

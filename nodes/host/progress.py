@@ -1,12 +1,52 @@
-"""What a node says about itself while and after it runs."""
+"""What a node says: on itself while it works, and afterwards, where it stays."""
 
 from __future__ import annotations
 
 import sys
+from typing import Any
+
+KEY = "fewstep"  # of the node's UI output, which web/js/report.js shows
+MOST_RUNS = 4  # that a node tells apart
+
+
+def server() -> Any:
+    """The host's, or None in scripts and tests, where there is nobody to read."""
+    module = sys.modules.get("server")
+    return module and module.PromptServer.instance
 
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Print a text on the node, in the host's own way. Without a server (scripts, tests) there is nobody to read."""
-    server = sys.modules.get("server")
-    if node_id is not None and server and server.PromptServer.instance is not None:
-        server.PromptServer.instance.send_progress_text(text, node_id)
+    """One line on the node while it works; front ends take it away when the job ends."""
+    if node_id is not None and server():
+        server().send_progress_text(text, node_id)
+
+
+class Report:
+    """What one execution of a node has to say. It stays on the node and in the host's history.
+
+    The host keeps a node's UI output by reference, until the node is executed anew. So what a SAMPLER says later, while
+    another node samples with it, reaches the history as well, and a page that is opened afterwards.
+    """
+
+    def __init__(self, node_id: str | None):
+        self.node_id = node_id
+        self.entry = {"text": ""}
+
+    @property
+    def ui(self) -> dict[str, list]:
+        """The UI output of the node."""
+        return {KEY: [self.entry]}
+
+    def say(self, text: str) -> Report:
+        """All there is to say, before the node's execution ends."""
+        self.entry["text"] = text
+        return self
+
+    def add(self, text: str) -> None:
+        """Said while another node samples: above what was said of earlier runs, and sent to the page at once."""
+        told = [run for run in self.entry["text"].split("\n\n") if run and run != text]
+        self.entry["text"] = "\n\n".join([text, *told][:MOST_RUNS])
+        if self.node_id is not None and server():
+            message = {"node": self.node_id, "display_node": self.node_id, "output": self.ui}
+            prompt = getattr(server(), "last_prompt_id", None)
+            server().send_sync("executed", message | {"prompt_id": prompt}, server().client_id)

@@ -23,9 +23,10 @@ import torch
 from comfy.model_base import ModelType
 from torch import Tensor, nn
 
+from ...samplers.choices import check_choice
 from ...samplers.gmflow import Mixture
 from ..host.mixtures import MixtureNetwork
-from .demo_network import CONTEXT_WORDS, PIXEL_MEAN, PIXEL_SCALE, TEXT_WIDTH, DemoNetwork
+from .demo_network import CONTEXT_WORDS, PIXEL_MEAN, PIXEL_SCALE, TEXT_WIDTH, UNET, DemoNetwork
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "emoji.safetensors"
 log = logging.getLogger(__name__)
@@ -61,14 +62,14 @@ def spread(values: Tensor, like: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The diffusion models: what the host calls with (input, timestep, context, y).
+# The diffusion models: what the host calls with (input, timestep, context, y), and more that goes to the UNet.
 
 
 class DemoFlow(DemoNetwork):
     """Predicts u for the host's CONST; its timestep is 1000 t."""
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, **host) -> Tensor:
-        return self.velocity(x, timesteps / 1000, context, y, **host)
+    def predict(self, x: Tensor, timesteps: Tensor, context, y, *given, **host) -> Tensor:
+        return self.velocity(x, timesteps / 1000, context, y, *given, **host)
 
 
 class DemoDiscrete(DemoNetwork):
@@ -82,9 +83,9 @@ class DemoDiscrete(DemoNetwork):
         for name in ("sigmas", "log_sigmas"):
             self.schedule.register_buffer(name, getattr(self.schedule, name), persistent=False)
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, **host) -> Tensor:
+    def predict(self, x: Tensor, timesteps: Tensor, context, y, *given, **host) -> Tensor:
         x_t, t = flow_point(x, self.schedule.sigma(timesteps).to(x.device))
-        return type(self).convert(self.velocity(x_t, t, context, y, **host), x_t, t)
+        return type(self).convert(self.velocity(x_t, t, context, y, *given, **host), x_t, t)
 
 
 class DemoEps(DemoDiscrete):
@@ -98,9 +99,9 @@ class DemoV(DemoDiscrete):
 class DemoMixture(DemoNetwork, MixtureNetwork):
     """GMFlow in the host's terms: the mixture's mean for every sampler, the mixture itself for those who listen."""
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, **host) -> Tensor:
-        mixture = Mixture(**self.mixture(x, timesteps / 1000, context, y, **host))
-        return self.answer(mixture, host.get("transformer_options") or {})
+    def predict(self, x: Tensor, timesteps: Tensor, context, y, control, transformer_options, **host) -> Tensor:
+        mixture = self.mixture(x, timesteps / 1000, context, y, control, transformer_options, **host)
+        return self.answer(Mixture(**mixture), transformer_options)
 
 
 VARIANTS: dict[str, tuple[ModelType, type[DemoNetwork]]] = {
@@ -166,10 +167,14 @@ def stored() -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def load_model(variant: str) -> comfy.model_patcher.ModelPatcher:
-    """A fresh MODEL of the variant, on the host's devices and in the dtype the host chooses."""
+    """A fresh MODEL of the variant, on the host's devices and in the dtype the host chooses.
+
+    Raises ValueError for a variant that there is not.
+    """
+    check_choice("variant", variant, tuple(VARIANTS))
     model_type, network = VARIANTS[variant]
     device = comfy.model_management.get_torch_device()
-    config = EmojiConfig({})
+    config = EmojiConfig(UNET)
     dtype = comfy.model_management.unet_dtype(device, model_params=10_000_000)
     config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
     model = EmojiModel(config, model_type, device=comfy.model_management.unet_offload_device(), unet_model=network)

@@ -13,6 +13,8 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .wrapped import HostNetwork
+
 PATCH = 4
 COLORS = 3
 COMPONENTS = 8
@@ -44,25 +46,30 @@ UNET = {
 }
 
 
-class DemoNetwork(nn.Module):
-    """x_t (B, 3, H, W), t (B,) in [0, 1], context (B, L, 96), pooled (B, 96) -> the two heads. Any H, W."""
+class DemoNetwork(HostNetwork):
+    """x_t (B, 3, H, W), t (B,) in [0, 1], context (B, L, 96), pooled (B, 96) -> the two heads. Any H, W.
 
-    def __init__(self, dtype=None, device=None, operations=nn):
+    unet: the config that the host keeps of a model and nodes look numbers up in (FreeU); UNET where there is none.
+    """
+
+    def __init__(self, dtype=None, device=None, operations=nn, **unet):
         super().__init__()
         self.dtype = dtype
-        self.unet = UNetModel(**UNET, dtype=dtype, device=device, operations=operations)
+        self.in_channels = self.out_channels = COLORS  # what nodes of the host ask a network for
+        self.unet = UNetModel(**(unet or UNET), dtype=dtype, device=device, operations=operations)
         self.spread = nn.Sequential(
             operations.Linear(TEXT_WIDTH + 16, 64, dtype=dtype, device=device),
             nn.SiLU(),
             operations.Linear(64, 1, dtype=dtype, device=device),
         )
 
-    def pixels(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, **host) -> Tensor:
-        """All heads, (B, HEADS, H, W). `host` carries the host's control and transformer_options."""
+    def pixels(self, x: Tensor, t: Tensor, context, pooled, control=None, transformer_options=None, **host) -> Tensor:
+        """All heads, (B, HEADS, H, W)."""
         height, width = x.shape[-2:]
         x = functional.pad(x, (0, -width % PATCH, 0, -height % PATCH), mode="replicate")
         patches = functional.pixel_unshuffle(x, PATCH)
-        heads = self.unet(patches, timesteps=1000 * t, context=context, y=pooled, **host)
+        options = {} if transformer_options is None else transformer_options
+        heads = self.unet(patches, 1000 * t, context, pooled, control, options, **host)
         return functional.pixel_shuffle(heads, PATCH)[..., :height, :width]
 
     def logstd(self, t: Tensor, pooled: Tensor) -> Tensor:
@@ -70,13 +77,13 @@ class DemoNetwork(nn.Module):
         features = torch.cat([time_features(t).to(pooled.dtype), pooled], dim=1)
         return self.spread(features).float()[:, :, None, None, None]
 
-    def velocity(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, **host) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, *given, **host) -> Tensor:
         """u = e - x0, (B, 3, H, W)."""
-        return self.pixels(x, t, context, pooled, **host)[:, :COLORS]
+        return self.pixels(x, t, context, pooled, *given, **host)[:, :COLORS]
 
-    def mixture(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, **host) -> dict[str, Tensor]:
+    def mixture(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor, *given, **host) -> dict[str, Tensor]:
         """q(u | x_t): means (B, K, 3, H, W), logweights (B, K, 1, H, W), logstds (B, 1, 1, 1, 1)."""
-        return split_mixture(self.pixels(x, t, context, pooled, **host), self.logstd(t, pooled))
+        return split_mixture(self.pixels(x, t, context, pooled, *given, **host), self.logstd(t, pooled))
 
 
 def split_mixture(heads: Tensor, logstd: Tensor) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ...samplers.gmflow import GMDiT, GMDiTConfig, SpectrumNetwork, check_state_dict
 from ..host.mixtures import MixtureNetwork
+from .wrapped import HostNetwork
 
 FOLDER = "diffusion_models"
 IMAGENET_CLASSES = 1000
@@ -36,11 +37,11 @@ Weights = dict[str, Tensor]
 # MODEL
 
 
-class HostGMDiT(GMDiT, MixtureNetwork):
+class HostGMDiT(HostNetwork, GMDiT, MixtureNetwork):
     """What the host calls with (input, timestep, y): its timestep is 1000 t."""
 
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor, transformer_options=None, **host) -> Tensor:
-        return self.answer(self.mixture(x, timesteps / 1000, y.flatten()), transformer_options or {})
+    def predict(self, x: Tensor, timesteps: Tensor, context, y, control, transformer_options, **host) -> Tensor:
+        return self.answer(self.mixture(x, timesteps / 1000, y.flatten()), transformer_options)
 
 
 class GMFlowConfig(comfy.supported_models_base.BASE):

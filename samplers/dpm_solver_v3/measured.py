@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ class Measured:
         if "source" in facts:
             return f"{facts['source']}: {len(self.statistics.lam)} levels, not checked"
         lines = [f"{facts['images']} images, {facts['levels']} levels, cfg {facts['cfg']:g}, {facts['derivative']}"]
-        for budget, error in facts.get("check", {}).items():
+        for budget, error in sorted(facts.get("check", {}).items(), key=lambda entry: int(entry[0])):
             order = best_of(error)
             with_it = min(error["1"], error["2"])
             verdict = f"used, order {order}" if order else "not used"
@@ -80,13 +79,17 @@ def load_measured(path: Path) -> Measured:
     missing = [name for name in names if name not in calibration.tensors]
     if missing:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}; measure again.")
-    tensors = [calibration.tensors[name].double() for name in names]
+    tensors = [calibration.tensors[name] for name in names]
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise ValueError(f"{path.name} holds NaN or infinite numbers; measure again.")
     try:
-        return Measured.of(Sums(*tensors), calibration.facts)
-    except (RuntimeError, IndexError) as error:
+        measured = Measured.of(Sums(*tensors), calibration.facts)
+    except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(f"The tables of {path.name} do not fit together; measure again.") from error
+    channels = calibration.facts.get("channels", measured.statistics.features[0])
+    if 0 in measured.statistics.features or measured.statistics.features[0] not in (1, channels):
+        raise ValueError(f"The tables of {path.name} are not of {channels} channels; measure again.")
+    return measured
 
 
 def load_published(folder: Path, lam_first: float, lam_last: float) -> Measured:
@@ -99,8 +102,19 @@ def load_published(folder: Path, lam_first: float, lam_last: float) -> Measured:
     for name, keys in (("l.npz", ("l",)), ("sb.npz", ("s", "b"))):
         try:
             with np.load(folder / name, allow_pickle=False) as file:
-                tables |= {key: torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in keys}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{folder.name}/{name} cannot be read ({error}). Copy the authors' file again.") from error
+                tables |= {key: real_table(file[key]) for key in keys}
+        except Exception as error:  # what numpy, zipfile and zlib raise for broken bytes is no contract
+            said = "it claims more than the memory holds" if isinstance(error, MemoryError) else error
+            raise ValueError(f"{folder.name}/{name} cannot be read ({said}). Copy the authors' file again.") from error
+    if len({table.shape for table in tables.values()}) > 1:
+        shapes = ", ".join(f"{key} {tuple(table.shape)}" for key, table in tables.items())
+        raise ValueError(f"The arrays in {folder.name} do not fit together: {shapes}. Copy the authors' files again.")
     lam = torch.linspace(lam_first, lam_last, len(tables["l"]), dtype=torch.float64)
     return Measured(Statistics(lam, **tables), {"source": f"the authors' {folder.name}"})
+
+
+def real_table(array: np.ndarray) -> torch.Tensor:
+    """Float64. Raises ValueError for what is no table (levels, C, H, W) of numbers."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 4 or 0 in array.shape:
+        raise ValueError("it holds no numbers of the form (levels, channels, height, width)")
+    return torch.from_numpy(array.astype(np.float64))

@@ -226,8 +226,11 @@ def x0_from_u(mixture: Mixture, x: Tensor, sigma: float | Tensor) -> Mixture:
     return Mixture(x[:, None].to(at.dtype) - at * mixture.means, mixture.logweights, logstds)
 
 
-def checked(mixture: Mixture) -> Mixture:
-    """The mixture itself. Raises ValueError where its numbers cannot be used; one wait for the device."""
+def checked(mixture: Mixture, where: str = "") -> Mixture:
+    """The mixture itself. Raises ValueError where its numbers cannot be used; one wait for the device.
+
+    where: at which call, for the message, as in "at sigma 0.7".
+    """
     parts = {
         "means": mixture.means.isfinite().all(),
         "weights": (mixture.logweights <= 1).all(),  # -inf is a component without weight
@@ -236,7 +239,7 @@ def checked(mixture: Mixture) -> Mixture:
     if not torch.stack(list(parts.values())).all():
         wrong = " and ".join(name for name, fine in parts.items() if not fine)
         raise ValueError(
-            f"The model gave a Gaussian mixture whose {wrong} are not numbers. Half precision may have overflowed "
-            "(load the model in bf16 or fp32), or the checkpoint is damaged."
+            f"The model gave a Gaussian mixture whose {wrong} are not numbers{where and f' ({where})'}. Half precision "
+            "may have overflowed (load the model in bf16 or fp32), or the checkpoint is damaged."
         )
     return mixture

@@ -17,6 +17,7 @@ from .mixture import Mixture, checked, choose, mean, sample, tempered
 from .transition import Posterior, bridge, wide_std
 
 MODES = ("ode", "sde", "mean_narrow", "mean_wide")
+ROUNDING = 2**-22  # how far above 1 a sigma of 1 may come out in float32, at some shifts
 
 
 class MixtureDenoiser(Protocol):
@@ -57,9 +58,11 @@ class GMFlow:
     sample_last: end "sde" on a sample of x0 too. That has the exact law for an exact model, and in pictures it leaves
         the noise of the last mixture, independent from pixel to pixel.
 
-    Between calls it holds, besides x, one latent in second order. Half precision is stepped in float32.
+    Between calls it holds, besides x, one latent in second order. Half precision is stepped in float32. A step between
+    equal sigmas leads nowhere and costs no call.
     Differs: a last step to 0 takes the mean. The authors' "sde" ends on a sample, and their "mean_wide" adds noise.
-    Raises ValueError for options out of range, sigmas that do not fall from 1 or below, and NaN from the model.
+    Raises ValueError for options out of range, for sigmas that rise, are no numbers or lie outside of [0, 1], and for
+    NaN or infinity, from the model or from a step that overflowed, with the call where it began.
     """
 
     mode: str = "ode"
@@ -96,12 +99,15 @@ class GMFlow:
         dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         earlier: Earlier | None = None
         for step, (sigma, sigma_next) in enumerate(pairwise(nodes)):
+            if sigma == sigma_next:
+                continue
+            where = f"at sigma {sigma:.4g}, step {step + 1} of {len(nodes) - 1}"
             prediction = predict(x.to(dtype), sigma)
-            checked(prediction.mixture)
+            checked(prediction.mixture, where)
             mixture = self.mixture_of(prediction, earlier, sigma - sigma_next)
             if on_step:
                 on_step(step, sigma, x.to(dtype), mean(mixture).to(dtype))
-            x_next = self.advance(mixture, x, sigma, sigma_next, noise)
+            x_next = finite(self.advance(mixture, x, sigma, sigma_next, noise), where)
             if self.order == 2 and sigma_next > 0:
                 expected = Posterior(prediction.mixture, x, sigma).mean_at(x_next, sigma_next)
                 earlier = Earlier(expected, sigma - sigma_next)
@@ -154,11 +160,21 @@ def between(sigma: float, sigma_next: float, substeps: int, shift: float) -> lis
 
 
 def falling(sigmas: Tensor) -> list[float]:
-    """The sigmas as numbers. Raises ValueError unless they fall within [0, 1]."""
-    nodes = sigmas.tolist()
-    if not all(1 >= a > b >= 0 for a, b in pairwise(nodes)):
+    """The sigmas as numbers. Raises ValueError unless they never rise and, but for rounding, lie within [0, 1]."""
+    nodes = [1.0 if 1 < sigma <= 1 + ROUNDING else float(sigma) for sigma in sigmas.tolist()]
+    if not all(1 >= a >= b >= 0 for a, b in pairwise(nodes)):
         raise ValueError(
             f"GMFlow steps over sigmas that fall from 1 or below to 0 or above; given: {[round(s, 4) for s in nodes]}. "
             "Use the schedule of a flow model."
         )
     return nodes
+
+
+def finite(x: Tensor, where: str) -> Tensor:
+    """x itself. Raises ValueError where a step turned usable predictions into numbers that are none."""
+    if not bool(x.isfinite().all()):
+        raise ValueError(
+            f"GMFlow's own step overflowed {where}: the model's mixture was too large or too narrow for the numbers of "
+            "this device. Use more steps, less guidance, or the model in fp32."
+        )
+    return x

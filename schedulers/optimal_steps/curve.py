@@ -28,7 +28,7 @@ class Curve:
     shift: float = 1.0
 
     def time(self, sigma: float) -> float:
-        flow_time = sigma if self.law.is_flow else sigma / (1 + sigma)
+        flow_time = min(sigma, 1.0) if self.law.is_flow else sigma / (1 + sigma)  # the host rounds 1 to above it
         return unshifted(flow_time, self.shift)
 
     def sigma(self, time: float, shift: float) -> float:
@@ -40,12 +40,15 @@ class Curve:
 
         shift: of the model they are for, if it is another. start: a sigma of that model to begin at; the steps then
         cover the part of the curve below it. One above the schedule's first node replaces that.
+        Raises ValueError for sigmas that do not fall, or too little to be told apart.
         """
         from scipy.interpolate import PchipInterpolator  # a tenth of a second that no start of ComfyUI should cost
 
         shift = self.shift if shift is None else shift
         times = np.array([self.time(sigma) for sigma in self.sigmas])
         number = np.arange(len(times))
+        if len(times) < 2 or not (np.diff(times) < 0).all():
+            raise ValueError("The schedule's sigmas do not fall from step to step. Choose another, or search it again.")
         begins = times[0] if start is None else Curve((), self.law, shift).time(start)
         first = float(PchipInterpolator(times[::-1], number[::-1])(begins)) if begins < times[0] else 0.0
         inner = PchipInterpolator(number, times)(np.linspace(first, number[-1], steps + 1)[1:-1])

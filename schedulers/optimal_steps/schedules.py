@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from ...samplers.calibration import Calibration
+from ...samplers.facts import is_budget
 
 KIND = "schedule"
-NEEDED = ("solver", "steps", "shift_factor", "is_flow")
+HIGHEST = 1e6  # of a sigma
+HIGHEST_OF_FLOW = 1 + 1e-5  # 1, and the host's rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,8 @@ class Schedules:
         facts = self.facts
         lines = [f"{facts['solver']}, {facts['steps']} calls, cfg {facts['cfg']:g}: {facts['chosen']}"]
         lines += [f"error {errors[0]:.1e} {name}" for name, errors in self.best(5)]
-        others = (f"{n}: {errors[0]:.1e}" for n, errors in facts["errors"].items())
+        by_calls = sorted(facts["errors"].items(), key=lambda entry: int(entry[0]))
+        others = (f"{n}: {errors[0]:.1e}" for n, errors in by_calls)
         lines.append("by calls " + ", ".join(others))
         lines.append("sigmas " + " ".join(f"{sigma:.4g}" for sigma in self.sigmas[facts["steps"]]))
         return "\n".join(lines)
@@ -53,14 +56,15 @@ class Schedules:
 def load_schedules(path: Path) -> Schedules:
     """From a file of `Schedules.calibration`. Raises ValueError in words for what is not one, or holds nonsense."""
     calibration = Calibration.load(path, KIND)
-    missing = [name for name in NEEDED if name not in calibration.facts]
-    if missing or not calibration.tensors:
-        raise ValueError(f"{path.name} lacks {', '.join(missing) or 'its sigmas'}; search again.")
     sigmas = {}
     for name, tensor in calibration.tensors.items():
-        values = tensor.double().flatten().tolist()
-        falls = all(high > low >= 0 for high, low in pairwise(values))
-        if not name.isdigit() or len(values) != int(name) + 1 or not falls or not tensor.isfinite().all():
-            raise ValueError(f"{path.name} holds no falling sigmas for {name} steps; search again.")
+        values = tensor.flatten().tolist()
+        falls = all(high > low >= 0 for high, low in pairwise(values)) and all(v < HIGHEST for v in values)
+        if not is_budget(name) or len(values) != int(name) + 1 or not falls:
+            raise ValueError(f"{path.name} holds no falling sigmas for {name[:40]} steps; search again.")
         sigmas[int(name)] = tuple(values)
+    if calibration.facts["steps"] not in sigmas:
+        raise ValueError(f"{path.name} lacks the sigmas for its {calibration.facts['steps']} steps; search again.")
+    if calibration.facts["is_flow"] and max(values[0] for values in sigmas.values()) > HIGHEST_OF_FLOW:
+        raise ValueError(f"{path.name} holds sigmas above 1, which a flow model has not; search again.")
     return Schedules(dict(sorted(sigmas.items())), calibration.facts)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.gmflow import weights
 from support.goldens import FOLDER
-from support.server import PREVIEW, Cancelled, HostError
+from support.server import NOT_IN_LIST, PREVIEW, Cancelled, HostError
 
 from .test_demo_server import custom_graph, draw, middle, node
 
@@ -109,7 +109,7 @@ def test_image_to_image_and_a_mask(server, mode):
 
 def test_cancelled_half_way_leaves_the_host_as_it_was(server):
     def stop(value: int, total: int) -> None:
-        if total == 60 and value == 20:
+        if total == 60 and value >= 20:
             server.cancel()
 
     with pytest.raises(Cancelled):
@@ -129,10 +129,10 @@ def test_an_ordinary_model_is_told_what_is_missing(server, variant):
     "prompt, words",
     [
         (lambda: gmflow_graph(guider=guider_node(1.0)), "FewStepGMFlowGuider: .*strength"),
-        (lambda: gmflow_graph(mode="heun"), "FewStepGMFlowSampler: .*mode"),
+        (lambda: gmflow_graph(mode="heun"), f"FewStepGMFlowSampler: (.*mode|{NOT_IN_LIST})"),
         (lambda: gmflow_graph(order=3), "FewStepGMFlowSampler: .*order"),
         (lambda: gmflow_graph(mode="sde", spectral=True), "no spectrum network came with this model"),
-        (lambda: label_graph("absent.safetensors", "0"), "FewStepLoadGMFlow: .*absent.safetensors"),
+        (lambda: label_graph("absent.safetensors", "0"), f"FewStepLoadGMFlow: (.*absent.safetensors|{NOT_IN_LIST})"),
     ],
     ids=["strength", "mode", "order", "spectral", "file"],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.server import HostError
+from support.server import NOT_IN_LIST, HostError
 
 from .test_demo_server import draw, graph, middle, node
 from .test_dpm_solver_v3_server import files, run
@@ -65,5 +65,6 @@ def test_it_chains_with_the_hosts_apg(server, apg):
     ids=["mode", "strength", "estimator", "name"],
 )
 def test_bad_input_is_said_on_the_node(server, changed, words):
-    with pytest.raises(HostError, match=f"FewStep(ProbabilisticGuidance|MeasureSpread): .*{words}"):
+    nodes = "FewStep(ProbabilisticGuidance|MeasureSpread)"
+    with pytest.raises(HostError, match=f"{nodes}: (.*{words}|{NOT_IN_LIST})"):
         server.run(guided_graph(**changed))

@@ -97,10 +97,13 @@ def test_what_cannot_be_is_said(given, words):
 # Spread
 
 
+FACTS = {"images": 8, "levels": 12, "cfg": 5.0, "estimator": "residual", "check": 0.1}
+
+
 def gaussian_spread(levels: int = 12) -> Spread:
     """Of data N(0, 1): s^2 = r^2 / (1 + r^2)."""
     ratios = torch.logspace(2, -2, levels, dtype=torch.float64)
-    return Spread(ratios, 8 * ratios**2 / (1 + ratios**2), torch.full_like(ratios, 8), {"note": "exact"})
+    return Spread(ratios, 8 * ratios**2 / (1 + ratios**2), torch.full_like(ratios, 8), FACTS)
 
 
 def test_the_spread_between_and_beyond_its_levels():
@@ -135,6 +138,6 @@ def test_a_spread_is_a_file(tmp_path):
         "no spread over falling levels": good.tensors | {"ratios": spread.ratios.flip(0)},
         "holds no spread": good.tensors | {"squares": spread.squares * torch.nan},
     }.items():
-        Calibration("spread", tensors, {}).save(path)
+        Calibration("spread", tensors, FACTS).save(path)
         with pytest.raises(ValueError, match=words):
             load_spread(path)

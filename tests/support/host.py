@@ -52,8 +52,12 @@ def declare_missing_vision_operators() -> None:
 
 
 def end_with_parent() -> None:
-    """Leave when standard input closes: a server never outlives the process that started it."""
-    sys.stdin.buffer.read()
+    """Leave when standard input closes: a server never outlives the process that started it.
+
+    Read without Python's buffer, whose lock a failed start would find taken when the interpreter ends.
+    """
+    while os.read(0, 1):
+        pass
     os._exit(0)
 
 

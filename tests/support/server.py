@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import websocket
 
 HOST = Path(__file__).with_name("host.py")
 START_SECONDS = 300
+NOT_IN_LIST = "Value not in list"  # newer hosts refuse by themselves what a combo does not offer
 PREVIEW, TEXT = 1, 3  # the host's numbers of binary messages
 
 
@@ -94,6 +96,11 @@ class Server:
                 raise Cancelled(f"cancelled in {data['node_type']}")
             elif event["type"] == "executing" and data["node"] is None:  # sent when the history is written
                 return
+
+    def reports(self, history: dict) -> str:
+        """What the pack's nodes said that stays on them."""
+        outputs = history["outputs"].values()
+        return "\n".join(entry["text"] for output in outputs for entry in output.get("fewstep", []))
 
     def cancel(self) -> None:
         """What the browser's Cancel button does."""
@@ -178,7 +185,10 @@ def launch(port: int, base: Path) -> subprocess.Popen:
     main = Path(os.environ["COMFYUI_PATH"]) / "main.py"
     arguments = ["--base-directory", str(base), "--port", str(port), "--disable-auto-launch"]
     arguments += ["--preview-method", "auto"]
-    (base / "user").mkdir(exist_ok=True)  # the host's database wants it
+    database = (base / "user" / "comfyui.db").resolve()  # by default it is that of the ComfyUI folder, the person's own
+    database.parent.mkdir(exist_ok=True)
+    arguments += ["--database-url", f"sqlite:///{database.as_posix()}"]
+    arguments += shlex.split(os.environ.get("COMFYUI_ARGUMENTS", ""))  # such as --front-end-root FOLDER
     with (base / "server.log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, str(HOST), str(main), *arguments],

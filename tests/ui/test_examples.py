@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
+from .conftest import ready
+
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 EVERY = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+REPORTS = "[...document.querySelectorAll('.fewstep-report')].map(element => element.innerText)"
+BOXES = {
+    "classic": "window.app.graph.nodes.map(n => [n.type, n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30])",
+    "nodes2": """[...document.querySelectorAll('[data-node-id]')].map(element => {
+        const box = element.getBoundingClientRect(), node = window.app.graph.getNodeById(element.dataset.nodeId);
+        return [node?.type, box.x, box.y, box.width, box.height]; })""",
+}
 
 
 def load(page, path: Path) -> dict:
@@ -19,24 +30,45 @@ def load(page, path: Path) -> dict:
     return workflow
 
 
+def run(page, server) -> None:
+    """Queue what is loaded, and wait until nothing is left in the queue and the page has heard of it."""
+    page.wait_for_timeout(500)
+    done = len(server.get("/history").json())
+    page.evaluate("window.app.queuePrompt(0)")
+    deadline = time.monotonic() + 240
+    while len(server.get("/history").json()) == done and time.monotonic() < deadline:
+        page.wait_for_timeout(200)
+    page.wait_for_timeout(1500)
+
+
+def overlapping(boxes: list[list]) -> list[tuple[str, str]]:
+    """Nodes that cover a part of each other, more than a line of pixels."""
+    return [
+        (a[0], b[0])
+        for a, b in combinations(boxes, 2)
+        if min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1]) > 1 and min(a[2] + a[4], b[2] + b[4]) - max(a[2], b[2]) > 1
+    ]
+
+
 def photograph(page, name: str) -> None:
     """For the eye of a person: FEWSTEP_SCREENSHOTS names a folder."""
     if folder := os.environ.get("FEWSTEP_SCREENSHOTS"):
         page.wait_for_timeout(1000)
-        page.screenshot(path=Path(folder) / f"{name}.png")
+        page.screenshot(path=Path(folder) / f"{name}-{page.canvas}.png")
 
 
 @EVERY
-def test_an_example_is_drawn_in_the_browser(page, path):
+def test_an_example_is_drawn_in_the_browser(page, server, path):
     workflow = load(page, path)
     kinds = page.evaluate("window.app.graph.nodes.map(node => [node.type, node.has_errors ?? false])")
     assert sorted(kinds) == sorted([node["type"], False] for node in workflow["nodes"])
-    page.evaluate("window.app.queuePrompt(0)")
-    page.wait_for_function(
-        "window.app.graph.nodes.some(n => n.type === 'SaveImage' && n.imgs?.[0]?.naturalWidth)", timeout=240_000
-    )
+    run(page, server)
+    saved = "window.app.graph.nodes.find(n => n.type === 'SaveImage')"
+    page.wait_for_function(f"window.app.nodeOutputs[{saved}.id]?.images?.length", timeout=30_000)
     photograph(page, path.stem)
     assert page.errors == []
+    boxes = page.evaluate(BOXES[page.canvas])
+    assert len(boxes) == len(workflow["nodes"]) and overlapping(boxes) == []
 
 
 @EVERY
@@ -44,15 +76,37 @@ def test_the_browser_saves_what_it_loaded(page, path):
     """Node ids, widget values and links survive a round trip: a shared workflow stays what it is."""
     workflow = load(page, path)
     saved = page.evaluate("window.app.graph.serialize()")
-    values = {node["id"]: node.get("widgets_values") for node in workflow["nodes"]}
-    assert {node["id"]: node.get("widgets_values") for node in saved["nodes"]} == values
+    values = {node["id"]: node.get("widgets_values") or [] for node in workflow["nodes"]}
+    assert {node["id"]: node.get("widgets_values") or [] for node in saved["nodes"]} == values
     assert sorted(link[:5] for link in saved["links"]) == sorted(link[:5] for link in workflow["links"])
 
 
-def test_the_restart_schedule_prints_its_total_on_the_node(page):
-    load(page, ROOT / "example_workflows" / "restart.json")
-    find = "window.app.graph.nodes.find(n => n.type === '{}').widgets"
-    page.evaluate(find.format("BasicScheduler") + ".find(w => w.name === 'steps').value = 31")  # nothing is cached
-    page.evaluate("window.app.queuePrompt(0)")
-    texts = find.format("FewStepRestartSchedule") + ".map(w => String(w.value))"
-    page.wait_for_function(f"{texts}.some(text => text.startsWith('31 steps: 22 main, 9 in 1 restart'))")
+def test_what_a_node_said_stays_on_it(page, server):
+    """When the job is over, in the saved workflow and after a reload; and it is no widget value of the node."""
+    workflow = load(page, ROOT / "example_workflows" / "restart.json")
+    steps = {"classic": 31, "nodes2": 33}[page.canvas]  # no other test's, so that nothing is cached
+    page.evaluate(f"window.app.graph.nodes.find(n => n.type === 'BasicScheduler').widgets[1].value = {steps}")
+    run(page, server)
+    told = f"{steps} steps: {steps - 9} main, 9 in 1 restart\nat sigma"
+    (report,) = page.evaluate(REPORTS)
+    assert report.startswith(told)
+    saved = page.evaluate("window.app.graph.serialize()")
+    (node,) = (node for node in saved["nodes"] if node["type"] == "FewStepRestartSchedule")
+    (before,) = (node for node in workflow["nodes"] if node["type"] == "FewStepRestartSchedule")
+    assert node["widgets_values"] == before["widgets_values"]
+    page.wait_for_timeout(1500)
+    page.reload()
+    ready(page)
+    page.wait_for_function(f"{REPORTS}.length", timeout=30_000)
+    assert page.evaluate(REPORTS)[0].startswith(told)
+    page.evaluate("graph => window.app.loadGraphData(graph)", saved)
+    page.wait_for_function(f"{REPORTS}.some(text => text.startsWith('{steps} steps'))", timeout=30_000)
+
+
+def test_what_a_sampler_finds_out_stays_on_its_node(page, server):
+    """DPM-Solver-v3 knows what it does when another node samples with it; a second run is told above the first."""
+    load(page, ROOT / "example_workflows" / "dpm_solver_v3.json")
+    for steps in (8, 6):
+        page.evaluate(f"window.app.graph.nodes.find(n => n.type === 'BasicScheduler').widgets[1].value = {steps}")
+        run(page, server)
+    assert any(text.startswith("6 calls with") and "\n8 calls with" in text for text in page.evaluate(REPORTS))

@@ -198,7 +198,7 @@ def recorded(model, positive: list, negative: list, x: Tensor, sigma: float) -> 
     from fewstep.nodes.host.gmflow import GMFlowGuider
     from fewstep.nodes.host.mixtures import Recorder
 
-    recorder, blended = Recorder(), []
+    recorder, blended = Recorder(x.shape), []
 
     class Once(GMFlowGuider):
         def predict_noise(self, x, timestep, model_options=None, seed=None):
@@ -298,8 +298,8 @@ def test_nothing_is_left_on_the_model_after_a_run():
     kept: list[weakref.ref] = []
     original = mixtures.Recorder.__init__
 
-    def watched(self):
-        original(self)
+    def watched(self, *given):
+        original(self, *given)
         kept.append(weakref.ref(self))
 
     options = repr(model.model_options)
@@ -309,6 +309,201 @@ def test_nothing_is_left_on_the_model_after_a_run():
     gc.collect()
     assert len(kept) == 4 and not any(ref() for ref in kept)
     assert repr(model.model_options) == options
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("mode", ["ode", "sde"])
+def test_a_soft_mask_counts_once(mode, share):
+    """As in the host's own step to 0: one Euler sub-step is that step."""
+    model, *prompts = demo()
+    x, latent = torch.randn(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.3)
+    mask = torch.full((1, 1, 16, 16), share)
+    ours, expected = (
+        run(guider(model, *prompts), how, x, calls=1, latent=latent, denoise_mask=mask)
+        for how in (sampler(mode, order=1, substeps=1), euler())
+    )
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+
+
+def inside(how, keep: tuple[str, ...] = ("inner_model", "sigmas"), whole: bool = False):
+    """A SAMPLER around another, as Detail Daemon is: its model is a function with a few attributes of the host's.
+
+    whole: the host's object itself as the function's inner_model.
+    """
+    import comfy.samplers
+
+    def around(model, x, sigmas, **given):
+        def lying(x, sigma, **extra):
+            return model(x, sigma * 0.98, **extra)
+
+        for name in keep:
+            setattr(lying, name, getattr(model, name))
+        if whole:
+            lying.inner_model = model
+        return how.sampler_function(lying, x, sigmas, **given, **how.extra_options)
+
+    return comfy.samplers.KSAMPLER(around)
+
+
+@pytest.mark.parametrize("mode", ["ode", "sde"])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"keep": ("inner_model",)}, {"keep": (), "whole": True}],
+    ids=["Detail Daemon", "inner_model only", "the whole model inside"],
+)
+@pytest.mark.parametrize("differential", [False, True])
+def test_inside_a_sampler_that_wraps_the_model_a_mask_works(mode, shape, differential):
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+    model, *prompts = demo()
+    if differential:
+        model = DifferentialDiffusion.execute(model).args[0]
+    x, latent = torch.randn(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.3)
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+    drawn = run(guider(model, *prompts), inside(sampler(mode), **shape), x, latent=latent, denoise_mask=mask)
+    torch.testing.assert_close(drawn[..., 8:], latent[..., 8:], atol=1e-5, rtol=0)
+    assert drawn.isfinite().all() and (drawn[..., :8] - latent[..., :8]).abs().mean() > 0.05
+
+
+def test_a_sampler_that_hides_the_model_is_told():
+    model, *prompts = demo()
+    with pytest.raises(ValueError, match="sampler around the GMFlow Sampler hides the model"):
+        run(guider(model, *prompts), inside(sampler(), keep=()), torch.randn(1, 3, 16, 16))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The host's nodes on the model
+
+
+def cached(model, kind: str):
+    import comfy_extras.nodes_easycache as nodes
+
+    threshold = {"LazyCache": 0.1, "EasyCache": 0.4}[kind]
+    return getattr(nodes, f"{kind}Node").execute(model, threshold, 0.1, 0.95, False).args[0]
+
+
+@pytest.mark.parametrize("kind", ["LazyCache", "EasyCache"])
+@pytest.mark.parametrize("mode, order", [("ode", 2), ("sde", 1), ("sde", 2)])
+@pytest.mark.parametrize("how", ["ours", "cfg"])
+def test_a_cache_that_answers_in_the_networks_place(kind, mode, order, how):
+    """Fewer calls of the network, and nearly the picture without the cache."""
+    model, *prompts = demo()
+    x = torch.randn((1, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+
+    def used(model):
+        return guider(model, *prompts) if how == "ours" else cfg_guider(model, *prompts, cfg=2.0)
+
+    plain = run(used(model), sampler(mode, order), x, calls=16)
+    seen = counted(model)
+    drawn = run(used(cached(model, kind)), sampler(mode, order), x, calls=16)
+    assert 1 < len(seen) < 16
+    assert (drawn - plain).square().mean() < 0.15 * plain.var()
+
+
+def test_a_cache_under_an_ordinary_sampler():
+    """LazyCache is around all of it; EasyCache is below the guidance, which has no mixture then and says so."""
+    model, *prompts = demo()
+    x = torch.randn(1, 3, 32, 32)
+    assert run(guider(cached(model, "LazyCache"), *prompts), euler(), x, calls=16).isfinite().all()
+    with pytest.raises(ValueError, match="EasyCache.*GMFlow Guider needs the network's mixture at every call"):
+        run(guider(cached(model, "EasyCache"), *prompts), euler(), x, calls=16)
+
+
+@pytest.mark.parametrize("dim, shape", [(3, (1, 3, 16, 48)), (2, (1, 3, 32, 16))])
+@pytest.mark.parametrize("how", ["ours", "euler"])
+def test_context_windows_are_told(dim, shape, how):
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    model, *prompts = demo()
+    length = shape[dim] // 2
+    windows = ContextWindowsManualNode.execute(model, length, 0, "standard_static", 1, False, "pyramid", dim).args[0]
+    with pytest.raises(ValueError, match="how the picture is cut up here"):
+        run(guider(windows, *prompts), sampler() if how == "ours" else euler(), torch.randn(shape))
+    assert run(cfg_guider(windows, *prompts, cfg=2.0), euler(), torch.randn(shape)).isfinite().all()
+
+
+def test_nodes_that_change_the_predictions_before_guidance_count_in_the_guider():
+    """What FreSca or TCFG make of both predictions is what the guider takes the difference of."""
+    from comfy_extras.nodes_fresca import FreSca
+    from comfy_extras.nodes_tcfg import TCFG
+
+    model, *prompts = demo()
+    x = torch.randn(1, 3, 16, 16)
+    plain = run(guider(model, *prompts), euler(), x, calls=1)
+    for patched in (TCFG.execute(model).args[0], FreSca.execute(model, 0.2, 3.0, 2).args[0]):
+        for how in (euler(), sampler("sde", order=1)):
+            drawn = run(guider(patched, *prompts), how, x, calls=1)
+            assert drawn.isfinite().all() and (drawn - plain).abs().max() > 1e-3
+
+    def nothing(args):
+        return args["conds_out"]
+
+    idle = model.clone()
+    idle.set_model_sampler_pre_cfg_function(nothing)
+    torch.testing.assert_close(run(guider(idle, *prompts), euler(), x, calls=1), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_guidance_in_the_place_of_the_guiders_own_is_refused():
+    from comfy_extras.nodes_model_advanced import RescaleCFG
+
+    model, *prompts = demo()
+    with pytest.raises(ValueError, match="RescaleCFG.*Take that node out, or use CFG Guider"):
+        guider(RescaleCFG().patch(model, 0.7)[0], *prompts)
+
+
+def test_cfg_override_is_refused_or_means_no_guidance():
+    import comfy_extras.nodes_custom_sampler as nodes
+
+    if not hasattr(nodes, "CFGOverride"):
+        pytest.skip("this ComfyUI has no CFG Override")
+    model, *prompts = demo()
+    x = torch.randn(1, 3, 16, 16)
+    with pytest.raises(ValueError, match="CFG Override sets a cfg of 4.*strength, which is no cfg"):
+        run(guider(nodes.CFGOverride.execute(model, 4.0, 0.0, 1.0).args[0], *prompts), sampler(), x)
+    off = run(guider(nodes.CFGOverride.execute(model, 1.0, 0.0, 1.0).args[0], *prompts), sampler(), x)
+    torch.testing.assert_close(off, run(guider(model, *prompts, strength=0.0), sampler(), x))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Schedules
+
+
+def steps_over(nodes: list[float], how, x: Tensor | None = None, strength: float = 0.45) -> Tensor:
+    model, *prompts = demo()
+    x = torch.randn((1, 3, 16, 16), generator=torch.Generator().manual_seed(5)) if x is None else x
+    schedule = torch.tensor(nodes)
+    return guider(model, *prompts, strength=strength).sample(
+        x, torch.zeros_like(x), how, schedule, disable_pbar=True, seed=7
+    )
+
+
+@pytest.mark.parametrize("nodes", [[0.0], [0.3], []])
+def test_fewer_than_two_sigmas_pass_the_latent_on_as_every_sampler_does(nodes):
+    for mode in ("ode", "sde"):
+        torch.testing.assert_close(steps_over(nodes, sampler(mode)), steps_over(nodes, euler()))
+
+
+@pytest.mark.parametrize("how", ["ours", "euler"])
+def test_sigmas_that_are_no_numbers_are_told(how):
+    for nodes in ([1.0, float("nan"), 0.0], [float("nan"), 0.5, 0.0]):
+        with pytest.raises(ValueError, match="sigmas that fall from 1|sigma of this run is no number"):
+            steps_over(nodes, sampler() if how == "ours" else euler())
+
+
+def test_equal_sigmas_cost_nothing():
+    how = sampler("ode")
+    torch.testing.assert_close(steps_over([1.0, 1.0, 0.5, 0.5, 0.0, 0.0], how), steps_over([1.0, 0.5, 0.0], how))
+
+
+@pytest.mark.parametrize("how", ["ours", "euler"])
+def test_a_sigma_max_that_is_rounded_above_1_is_1(how):
+    """2.14 is one of the shifts where the host's float32 says 1.0000001; guidance begins there all the same."""
+    used = sampler("sde") if how == "ours" else euler()
+    above = float(torch.tensor(1.0).nextafter(torch.tensor(2.0)))
+    for strength in (0.0, 0.45):
+        drawn, expected = (steps_over([first, 0.6, 0.0], used, strength=strength) for first in (above, 1.0))
+        torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_our_sampler_inside_the_restart_sampler():
@@ -540,6 +735,23 @@ def test_numbers_that_cannot_be_used_are_never_a_grey_picture(how, strength):
         run(guider(model, *prompts, strength=strength), sampler() if how == "ours" else euler(), x)
     with pytest.raises(ValueError, match="are not numbers"):
         run(cfg_guider(model, *prompts, cfg=3.0), sampler() if how == "ours" else euler(), x)
+
+
+def test_a_model_that_breaks_is_named_with_the_call():
+    model, *prompts = demo()
+    network = model.model.diffusion_model
+    original, calls = type(network).mixture, []
+
+    def mixture(*args, **kwargs):
+        calls.append(1)
+        told = original(network, *args, **kwargs)
+        return told | {"means": told["means"] * (float("inf") if len(calls) == 3 else 1)}
+
+    network.mixture = mixture
+    for used in (guider(model, *prompts), cfg_guider(model, *prompts, cfg=2.0)):
+        calls.clear()
+        with pytest.raises(ValueError, match="means.* are not numbers .at sigma 0.5"):
+            run(used, sampler(), torch.randn(1, 3, 16, 16))
 
 
 def test_one_component_and_odd_sizes(models):

@@ -223,7 +223,8 @@ def broken_files(tmp_path, measured) -> dict[str, bytes]:
     other = safetensors.torch.save(
         {"lam": torch.zeros(3)}, metadata={"fewstep": head.replace("99", "1").replace("statistics", "spread")}
     )
-    lacking = safetensors.torch.save({"lam": torch.zeros(3)}, metadata={"fewstep": head.replace("99", "1")})
+    facts = json.dumps({"format": 1, "kind": "statistics", "facts": measured.facts})
+    lacking = safetensors.torch.save({"lam": torch.zeros(3)}, metadata={"fewstep": facts})
     spoilt = Sums(**{**vars(measured.sums), "first": measured.sums.first * math.nan})
     Measured(measured.statistics, measured.facts, spoilt).calibration().save(path)
     short = Sums(**{**vars(measured.sums), "probe": measured.sums.probe[:3]})

@@ -96,3 +96,118 @@ def test_the_vae_returns_the_picture(demo):
 
 def test_the_file_is_small_enough_to_be_cloned(demo):
     assert demo.WEIGHTS.stat().st_size <= 20e6
+
+
+def test_an_unknown_variant_is_told(demo):
+    from fewstep.nodes.demo import FewStepDemoModel
+
+    with pytest.raises(ValueError, match="variant is 'sdxl'; choose one of eps, v, flow, gmflow"):
+        FewStepDemoModel.execute("sdxl")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The host's nodes that patch a model: module, class, inputs, and whether the picture has to change
+
+PATCHES = [
+    ("freelunch", "FreeU", (1.1, 1.2, 0.9, 0.2), True),
+    ("freelunch", "FreeU_V2", (1.3, 1.4, 0.9, 0.2), True),
+    ("easycache", "EasyCacheNode", (0.3, 0.1, 0.95, False), False),
+    ("easycache", "LazyCacheNode", (0.05, 0.1, 0.95, False), False),
+    ("hypertile", "HyperTile", (32, 2, 2, False), False),
+    ("tomesd", "TomePatchModel", (0.3,), False),
+    ("pag", "PerturbedAttentionGuidance", (3.0,), True),
+    ("sag", "SelfAttentionGuidance", (0.5, 2.0), True),
+    ("nag", "NAGuidance", (5.0, 0.5, 2.5), True),
+    ("slg", "SkipLayerGuidanceDiT", ("7, 8, 9", "7, 8, 9", 3.0, 0.01, 0.15, 0.0), False),
+    ("model_downscale", "PatchModelAddDownscale", (3, 2.0, 0.0, 0.35, True, "bicubic", "bicubic"), True),
+    ("model_advanced", "RescaleCFG", (0.7,), True),
+    ("model_advanced", "ModelComputeDtype", ("fp32",), False),
+    ("lumina2", "RenormCFG", (100.0, 1.0), True),
+    ("video_model", "VideoLinearCFGGuidance", (1.0,), True),
+    ("video_model", "VideoTriangleCFGGuidance", (1.0,), True),
+    ("differential_diffusion", "DifferentialDiffusion", (), False),
+    ("tcfg", "TCFG", (), True),
+    ("apg", "APG", (0.5, 5.0, -0.5), True),
+    ("fresca", "FreSca", (1.0, 1.5, 20), True),
+    ("cfg", "CFGNorm", (1.0,), True),
+    ("cfg", "CFGZeroStar", (), True),
+    ("mahiro", "Mahiro", (), True),
+    ("eps", "EpsilonScaling", (1.005,), True),
+    ("eps", "TemporalScoreRescaling", (0.95, 1.0), True),
+    ("attention_multiply", "UNetSelfAttentionMultiply", (1.1, 1.0, 1.0, 1.0), True),
+    ("attention_multiply", "UNetCrossAttentionMultiply", (1.1, 1.0, 1.0, 1.0), True),
+    ("context_windows", "ContextWindowsManualNode", (32, 8, "standard_static", 1, False, "pyramid", 2), True),
+]
+SAMPLINGS = [
+    ("eps", "ModelSamplingDiscrete", ("eps", False)),
+    ("v", "ModelSamplingDiscrete", ("v_prediction", True)),
+    ("flow", "ModelSamplingSD3", (3.0,)),
+    ("gmflow", "ModelSamplingFlux", (1.15, 0.5, 1024, 1024)),
+    ("gmflow", "ModelSamplingAuraFlow", (1.73,)),
+]
+
+
+def patched(model, module: str, name: str, given: tuple):
+    """The model by one of the host's nodes; skips where this host has none."""
+    import importlib
+
+    try:
+        node = getattr(importlib.import_module(f"comfy_extras.nodes_{module}"), name)
+    except (ImportError, AttributeError):
+        pytest.skip(f"this ComfyUI has no {name}")
+    if hasattr(node, "execute"):
+        return node.execute(model, *given).args[0]
+    return getattr(node(), node.FUNCTION)(model, *given)[0]
+
+
+def sampled(demo, model, steps: int = 6) -> torch.Tensor:
+    """A latent of 64 x 64 by euler at cfg 4."""
+    import comfy.sample
+    import comfy.samplers
+
+    clip = demo.load_clip()
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", "")]
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    noise = torch.randn((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    sampler, latent = comfy.samplers.sampler_object("euler"), torch.zeros_like(noise)
+    return comfy.sample.sample_custom(model, noise, 4.0, sampler, sigmas, *prompts, latent, disable_pbar=True, seed=0)
+
+
+@pytest.fixture(scope="module")
+def plain(demo) -> dict[str, torch.Tensor]:
+    """The latent of every variant, without a node."""
+    return {variant: sampled(demo, demo.load_model(variant)) for variant in demo.VARIANTS}
+
+
+@pytest.mark.parametrize("variant", ["eps", "v", "flow", "gmflow"])
+@pytest.mark.parametrize("module, name, given, changes", PATCHES, ids=[name for _, name, *_ in PATCHES])
+def test_a_node_that_patches_models_patches_this_one(demo, plain, variant, module, name, given, changes):
+    drawn = sampled(demo, patched(demo.load_model(variant), module, name, given))
+    assert drawn.isfinite().all() and drawn.abs().max() < 20
+    if changes:
+        assert (drawn - plain[variant]).abs().max() > 1e-4
+    else:
+        assert (drawn - plain[variant]).square().mean() < 0.1 * plain[variant].var()
+
+
+@pytest.mark.parametrize("variant, name, given", SAMPLINGS)
+def test_a_node_that_changes_the_model_sampling(demo, plain, variant, name, given):
+    drawn = sampled(demo, patched(demo.load_model(variant), "model_advanced", name, given))
+    assert drawn.isfinite().all() and drawn.abs().max() < 20
+    assert (drawn - plain[variant]).square().mean() < 0.5 * plain[variant].var()
+
+
+def test_a_cache_saves_calls_and_leaves_the_latent_as_it_was(demo, plain):
+    """EasyCache writes into the network's input, with which a flow model in float32 goes on computing."""
+    model = patched(demo.load_model("flow"), "easycache", "EasyCacheNode", (0.3, 0.1, 0.95, False))
+    network, calls = model.model.diffusion_model, []
+    original = type(network).predict
+
+    def predict(*given, **more):
+        calls.append(1)
+        return original(network, *given, **more)
+
+    network.predict = predict
+    drawn, exact = sampled(demo, model, 16), sampled(demo, demo.load_model("flow"), 16)
+    assert 1 < len(calls) < 16
+    assert (drawn - exact).square().mean() < 0.05 * exact.var()

@@ -1,0 +1,35 @@
+"""The pack, as the host asks for it: the list of its nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .demo import FewStepDemoModel
+from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
+from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
+from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
+from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
+from .restart import FewStepRestartInterval, FewStepRestartSampler, FewStepRestartSchedule
+
+
+class FewStepExtension(ComfyExtension):
+    """All nodes, in the order of the contract."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            FewStepDemoModel,
+            FewStepRestartInterval,
+            FewStepRestartSchedule,
+            FewStepRestartSampler,
+            FewStepDPMSolverV3,
+            FewStepEstimateStatistics,
+            FewStepLoadStatistics,
+            FewStepSearchSchedule,
+            FewStepLoadSchedule,
+            FewStepMeasureSpread,
+            FewStepProbabilisticGuidance,
+            FewStepLoadGMFlow,
+            FewStepGMFlowLabel,
+            FewStepGMFlowGuider,
+            FewStepGMFlowSampler,
+        ]

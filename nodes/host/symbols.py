@@ -1,0 +1,100 @@
+"""Everything that the pack takes from ComfyUI by name, so that a host without it is told what, and not by a traceback.
+
+A test holds the list to what our files use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+SYMBOLS = (
+    "comfy.conds.CONDRegular",
+    "comfy.latent_formats.LatentFormat",
+    "comfy.latent_formats.SD15",
+    "comfy.ldm.modules.attention.optimized_attention",
+    "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel",
+    "comfy.model_base.BaseModel",
+    "comfy.model_base.ModelType",
+    "comfy.model_management.get_free_memory",
+    "comfy.model_management.get_torch_device",
+    "comfy.model_management.intermediate_device",
+    "comfy.model_management.is_device_cpu",
+    "comfy.model_management.throw_exception_if_processing_interrupted",
+    "comfy.model_management.unet_dtype",
+    "comfy.model_management.unet_manual_cast",
+    "comfy.model_management.unet_offload_device",
+    "comfy.model_patcher.ModelPatcher",
+    "comfy.model_patcher.create_model_options_clone",
+    "comfy.model_sampling.ModelSamplingDiscrete",
+    "comfy.ops.manual_cast",
+    "comfy.patcher_extension.WrappersMP",
+    "comfy.patcher_extension.add_wrapper",
+    "comfy.sample.fix_empty_latent_channels",
+    "comfy.samplers.CFGGuider",
+    "comfy.samplers.KSAMPLER",
+    "comfy.samplers.SCHEDULER_NAMES",
+    "comfy.samplers.calculate_sigmas",
+    "comfy.samplers.get_area_and_mult",
+    "comfy.samplers.sampling_function",
+    "comfy.sd.CLIP",
+    "comfy.sd.VAE",
+    "comfy.sd1_clip.escape_important",
+    "comfy.sd1_clip.token_weights",
+    "comfy.sd1_clip.unescape_important",
+    "comfy.supported_models_base.BASE",
+    "comfy.utils.ProgressBar",
+    "comfy.utils.calculate_parameters",
+    "comfy.utils.load_torch_file",
+    "comfy.utils.weight_dtype",
+    "comfy_api.latest.ComfyExtension",
+    "comfy_api.latest.io",
+    "comfy_api.latest.ui",
+    "folder_paths.add_model_folder_path",
+    "folder_paths.get_filename_list",
+    "folder_paths.get_folder_paths",
+    "folder_paths.get_full_path",
+    "folder_paths.models_dir",
+)
+METHODS = (
+    "comfy.model_base.BaseModel.memory_required",
+    "comfy.model_base.BaseModel.process_latent_in",
+    "comfy.model_patcher.ModelPatcher.clone",
+    "comfy.model_patcher.ModelPatcher.get_model_object",
+    "comfy.model_patcher.ModelPatcher.loaded_size",
+    "comfy.model_patcher.ModelPatcher.model_size",
+    "comfy.model_patcher.ModelPatcher.set_model_sampler_post_cfg_function",
+    "comfy.samplers.CFGGuider.predict_noise",
+    "comfy.samplers.CFGGuider.sample",
+    "comfy.samplers.CFGGuider.set_cfg",
+    "comfy.samplers.CFGGuider.set_conds",
+)
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """Those that this host does not have."""
+    return [name for name in names if not has(name)]
+
+
+def has(name: str) -> bool:
+    """Whether a dotted name leads to something: a module as far as there is one, then attributes."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
+
+
+def check_host() -> None:
+    """Raises ImportError, naming what this ComfyUI lacks."""
+    lacking = missing([*SYMBOLS, *METHODS])
+    if lacking:
+        raise ImportError(
+            f"FewStep needs {', '.join(lacking)}, which this ComfyUI does not have. It was tried with ComfyUI 0.3.75 "
+            "and 0.33: update ComfyUI if it is older, update FewStep if it is newer."
+        )

@@ -1,0 +1,265 @@
+"""Every node with whatever an API user may send it: a result, or a sentence of ours; never a raw error, NaN or a hang.
+
+Widgets get values within their limits, at them and beyond; sockets get real objects, some of which do not fit. What
+comes out is used: a SAMPLER samples, a MODEL and SIGMAS are sampled with. 300 examples; FEWSTEP_LONG=1 takes 5,000.
+"""
+
+from __future__ import annotations
+
+import linecache
+import math
+import os
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("host")
+ROOT = Path(os.environ["FEWSTEP_ROOT"])
+LONG = "FEWSTEP_LONG" in os.environ
+MEASURING = ("FewStepEstimateStatistics", "FewStepSearchSchedule", "FewStepMeasureSpread")
+QUICK = [
+    "FewStepDemoModel",
+    "FewStepDPMSolverV3",
+    "FewStepGMFlowGuider",
+    "FewStepGMFlowLabel",
+    "FewStepGMFlowSampler",
+    "FewStepLoadGMFlow",
+    "FewStepLoadSchedule",
+    "FewStepLoadStatistics",
+    "FewStepProbabilisticGuidance",
+    "FewStepRestartInterval",
+    "FewStepRestartSampler",
+    "FewStepRestartSchedule",
+]
+SMALL = {
+    "images": (2, 3),
+    "levels": (6, 8),
+    "steps": (1, 4),
+    "teacher_steps": (20, 30),
+    "trajectories": (2, 3),
+    "polish": (0, 1),
+}
+ODD_NUMBERS = (-1, 0, 1, 2, 3, 2**70, -(2**70))
+ODD_FLOATS = (-1.0, 0.0, 1.0, 1e-30, 1e30, -1e30, math.inf, -math.inf, math.nan)
+ODD_WORDS = ("", " ", "elsewhere", "../../x", "a\0b", "x" * 300, ".hidden", "sub/", "red\N{SNOWMAN}")
+
+
+def profile(examples: int):
+    return settings(
+        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What comes in at the sockets
+
+
+@cache
+def demo(variant: str) -> tuple:
+    from fewstep.nodes.models.demo import load_clip, load_model
+
+    clip = load_clip()
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", "")]
+    return load_model(variant), *prompts
+
+
+@cache
+def statistics():
+    """Measured on the bundled flow model."""
+    from fewstep.nodes.measuring.estimate import Request, estimate
+
+    model, positive, negative = demo("flow")
+    latent = torch.zeros(1, 3, 16, 16)
+    return estimate(Request(model, positive, negative, 3.0, latent, 0, 2, 8, "global", "differences"), None, {}, None)
+
+
+@cache
+def spread():
+    from fewstep.nodes.measuring.spread import Request, measure_spread
+
+    model, positive, negative = demo("flow")
+    return measure_spread(Request(model, positive, negative, 3.0, torch.zeros(1, 3, 16, 16), 0, 2, 6), None)
+
+
+def samplers() -> st.SearchStrategy:
+    import comfy.samplers
+    from fewstep.nodes.host.sampler import restart_sampler
+
+    ready = [comfy.samplers.sampler_object(name) for name in ("euler", "dpmpp_2m_sde", "dpm_adaptive", "uni_pc")]
+    return st.sampled_from([*ready, restart_sampler(None, 1.0)])
+
+
+def latents() -> st.SearchStrategy:
+    shapes = [(1, 3, 16, 16), (2, 3, 8, 16), (1, 4, 16, 16), (1, 3, 2, 2), (1, 16, 1, 8, 8), (0, 3, 16, 16)]
+    empty = st.sampled_from(shapes).map(lambda shape: {"samples": torch.zeros(shape)})
+    pictures = st.sampled_from(shapes[:2]).map(
+        lambda shape: {"samples": torch.linspace(-1, 1, math.prod(shape)).view(shape)}
+    )
+    return st.one_of(empty, pictures, st.just({}))
+
+
+def schedules() -> st.SearchStrategy:
+    good = st.sampled_from([[1.0, 0.7, 0.3, 0.0], [1.0, 0.5, 0.0], [0.6, 0.2, 0.0], [14.6, 3.0, 0.5, 0.0]])
+    numbers = st.one_of(st.floats(-1, 20, width=32), st.sampled_from([math.nan, math.inf, 0.0, 1.0, 1.0000001]))
+    return st.one_of(good, good, st.lists(numbers, max_size=6)).map(torch.tensor)
+
+
+def sockets() -> dict[str, st.SearchStrategy]:
+    from fewstep.schedulers.restart.plan import Interval
+
+    variants = st.sampled_from(["eps", "v", "flow", "gmflow"])
+    prompts = st.one_of(st.just(demo("eps")[1]), st.just(demo("eps")[2]), st.just([]))
+    return {
+        "MODEL": variants.map(lambda variant: demo(variant)[0]),
+        "CONDITIONING": prompts,
+        "LATENT": latents(),
+        "SIGMAS": schedules(),
+        "SAMPLER": samplers(),
+        "FEWSTEP_INTERVALS": st.sampled_from([(Interval(3, 1, 0.1, 0.8),), (Interval(2, 2, 0.3, 9.0),)]),
+        "FEWSTEP_STATISTICS": st.just(statistics()),
+        "FEWSTEP_SPREAD": st.just(spread()),
+    }
+
+
+def widget(spec, odd: bool) -> st.SearchStrategy:
+    """Values of one widget by its schema; odd: those that no widget would give."""
+    kind = spec.io_type
+    if kind == "COMBO":
+        options = [str(option) for option in spec.options or []]
+        return st.sampled_from(options) if options and not odd else st.sampled_from(ODD_WORDS)
+    if kind == "BOOLEAN":
+        return st.booleans()
+    if kind == "STRING":
+        return st.sampled_from(ODD_WORDS) if odd else st.sampled_from(["", "mine", "golden retriever", "7"])
+    if kind == "INT":
+        low, high = SMALL.get(spec.id, (spec.min, min(spec.max, 1000)))
+        return st.sampled_from(ODD_NUMBERS) if odd else st.integers(max(low, spec.min), high)
+    if kind == "FLOAT":
+        return st.sampled_from(ODD_FLOATS) if odd else st.floats(spec.min, spec.max)
+    raise AssertionError(f"No values for {kind}")
+
+
+def inputs(node) -> st.SearchStrategy:
+    """All inputs of a node; at most one widget is odd, so that the others are looked at too."""
+    schema, ready = node.define_schema(), sockets()
+
+    @st.composite
+    def drawn(draw) -> dict[str, Any]:
+        widgets = [spec.id for spec in schema.inputs if spec.io_type not in ready]
+        odd = draw(st.sampled_from([None, *widgets]))
+        values = {}
+        for spec in schema.inputs:
+            if spec.optional and draw(st.booleans()):
+                continue
+            values[spec.id] = draw(ready[spec.io_type] if spec.io_type in ready else widget(spec, spec.id == odd))
+        return values
+
+    return drawn()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What may come out
+
+
+def nodes() -> dict[str, type]:
+    import asyncio
+
+    from fewstep.nodes.extension import FewStepExtension
+
+    return {node.define_schema().node_id: node for node in asyncio.run(FewStepExtension().get_node_list())}
+
+
+def said_by_us(error: Exception) -> bool:
+    """Whether it is a sentence that our code raises on purpose."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(frame.filename).resolve().is_relative_to(ROOT) and "tests" not in Path(frame.filename).parts
+    raised = linecache.getline(frame.filename, frame.lineno or 0).strip().startswith("raise ")
+    return isinstance(error, (ValueError, TypeError)) and ours and raised and len(str(error).split()) > 4
+
+
+def in_words(work: Callable, *given, **named) -> Any:
+    """The result, or None after a sentence of ours."""
+    try:
+        return work(*given, **named)
+    except Exception as error:
+        if not said_by_us(error):
+            raise
+    return None
+
+
+def executed(name: str, values: dict[str, Any]) -> tuple:
+    node = nodes()[name]
+    ready = type(name, (node,), {"hidden": SimpleNamespace(unique_id=None)})
+    result = in_words(ready.execute, **values)
+    return () if result is None else result.args
+
+
+def check_result(value: Any, sigmas: Tensor) -> None:
+    """What a node gives is used as it would be in a graph."""
+    import comfy.samplers
+
+    if torch.is_tensor(value):
+        assert not value.isnan().any()
+    elif isinstance(value, comfy.samplers.KSAMPLER):
+        for variant in ("eps", "gmflow"):
+            check_picture(demo(variant), value, sigmas)
+    elif hasattr(value, "get_model_object") and value.model.latent_format.latent_channels == 3:
+        check_picture((value, *demo("eps")[1:]), comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.5, 0.0]))
+
+
+def check_picture(parts: tuple, sampler, sigmas: Tensor) -> None:
+    from fewstep.nodes.measuring.running import guider_for
+
+    noise = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    guider = guider_for(*parts, 3.0)
+    drawn = in_words(guider.sample, noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
+    assert drawn is None or drawn.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def folder(monkeypatch, tmp_path):
+    """Files go nowhere that matters."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    known = dict(folder_paths.folder_names_and_paths)
+    known.pop("fewstep", None)
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+
+
+def test_no_node_is_forgotten():
+    assert sorted([*QUICK, *MEASURING]) == sorted(nodes())
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_whatever_comes_in(name):
+    @profile(5000 // len(QUICK) if LONG else 25)
+    @given(inputs(nodes()[name]), schedules())
+    def holds(values, sigmas):
+        for value in executed(name, values):
+            check_result(value, sigmas)
+
+    holds()
+
+
+@pytest.mark.parametrize("name", MEASURING)
+def test_whatever_is_to_be_measured(name):
+    @profile(300 if LONG else 12)
+    @given(inputs(nodes()[name]), schedules())
+    def holds(values, sigmas):
+        for value in executed(name, values):
+            check_result(value, sigmas)
+
+    holds()

@@ -1,0 +1,53 @@
+"""What the pack takes from ComfyUI, and whether this ComfyUI has it."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fewstep.nodes.host.symbols import METHODS, SYMBOLS, missing
+
+pytestmark = pytest.mark.usefixtures("host")
+ROOT = Path(os.environ["FEWSTEP_ROOT"])
+HOST = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "server", "node_helpers", "latent_preview")
+
+
+def dotted(node: ast.AST) -> str:
+    """a.b.c of an attribute chain that begins at a name; empty for any other expression."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := dotted(node.value)):
+        return f"{before}.{node.attr}"
+    return ""
+
+
+def used(path: Path) -> Iterator[str]:
+    """The host's names in one of our files, as far as its own text shows them."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] in HOST:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.Attribute) and id(node) not in inner:
+            name = dotted(node)
+            if name.split(".")[0] in HOST:
+                yield name
+
+
+def test_the_list_is_what_our_files_use():
+    files = [ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py")]
+    found = {name for path in files for name in used(path)}
+    assert {name for name in found if not any(name.startswith(f"{listed}.") for listed in found)} == set(SYMBOLS)
+
+
+@pytest.mark.parametrize("name", [*SYMBOLS, *METHODS])
+def test_this_comfyui_has(name):
+    assert missing([name]) == []
+
+
+def test_what_is_missing_is_named():
+    names = ["comfy.samplers.CFGGuider", "comfy.samplers.Absent", "comfy.absent.thing", "folder_paths.absent"]
+    assert missing(names) == names[1:]
