@@ -118,7 +118,7 @@ def test_every_call_finds_its_step_in_the_schedule_that_the_host_was_told(kind, 
 
     patcher.set_model_unet_function_wrapper(watch)
     run(node, patcher, **changed)
-    assert len(calls) > 10
+    assert len(calls) > 5
     for sigma, schedule, told in calls:
         assert told == sigma and sigma in schedule[:-1]
         assert schedule == sorted(set(schedule), reverse=True) and schedule[-1] >= 0
