@@ -194,7 +194,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
         path, known = path_for(save_as, stem, facts, load_measured)
         place = saved_at(path)
         if known is None or known.facts["batches"] < request.batches:
-            with interrupted.resumed(key_of(facts)) as parts:
+            with interrupted.resumed(key_of(facts) + derivative) as parts:  # one derivative is not finished by another
                 fresh, known = known is None, estimate(request, known, parts, cls.hidden.unique_id)
                 place = keep(known, path, fresh)
         report = Report(cls.hidden.unique_id).say(f"{place}\n{known.describe()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..samplers.guidance import MODES, ProbabilisticGuidance
 from ..samplers.spread import load_spread
@@ -12,9 +13,11 @@ from .host.guidance import guided_model
 from .host.progress import Report
 from .measuring.asked import latent_for
 from .measuring.estimate import IMAGES, LEVELS
+from .measuring.interrupted import Interrupted
 from .measuring.spread import ESTIMATORS, Request, measure_spread
 
 SpreadType = io.Custom("FEWSTEP_SPREAD")
+interrupted: Interrupted[dict[range, Tensor]] = Interrupted(dict, most=4)
 
 
 class FewStepMeasureSpread(io.ComfyNode):
@@ -89,8 +92,9 @@ class FewStepMeasureSpread(io.ComfyNode):
         path, spread = path_for(save_as, stem, facts, load_spread)
         place = saved_at(path)
         if spread is None:
-            spread = measure_spread(request, cls.hidden.unique_id)
-            place = keep(spread, path, fresh=True)
+            with interrupted.resumed(key_of(facts)) as parts:
+                spread = measure_spread(request, cls.hidden.unique_id, parts)
+                place = keep(spread, path, fresh=True)
         report = Report(cls.hidden.unique_id).say(f"{spread.describe()}\n{place}")
         return io.NodeOutput(spread, ui=report.ui)
 

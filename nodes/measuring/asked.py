@@ -111,11 +111,8 @@ def described(value: Any) -> str:
     """In an error: what was given."""
     if value is None:
         return "missing"
-    return (
-        f"an empty {type(value).__name__}"
-        if hasattr(value, "__len__") and not len(value)
-        else f"a {type(value).__name__}"
-    )
+    empty = hasattr(value, "__len__") and not len(value)
+    return f"{'an empty' if empty else 'a'} {type(value).__name__}"
 
 
 def latent_for(model: ModelPatcher, latent: dict[str, Any]) -> Tensor:

@@ -90,7 +90,7 @@ class HostDenoiser:
         """The next calls are of this schedule: context windows and other wrappers look their step up in it."""
         options = self.options.setdefault("transformer_options", {})
         there = options.get("sample_sigmas", torch.zeros(0))
-        options["sample_sigmas"] = torch.tensor(sigmas, dtype=torch.float64).to(there.device, torch.float32)
+        options["sample_sigmas"] = torch.tensor(sigmas, dtype=torch.float64).float().to(there.device)
 
 
 def inside_sampling(
@@ -113,7 +113,7 @@ def inside_sampling(
         return x
 
     sampler = comfy.samplers.KSAMPLER(sampler_function)
-    schedule = torch.as_tensor(sigmas, dtype=torch.float64)
+    schedule = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     schedule = schedule if schedule[-1] == 0 else torch.cat([schedule, schedule.new_zeros(1)])
     guider.sample(noise, torch.zeros_like(noise), sampler, schedule.float(), disable_pbar=True, seed=seed)
     return results[0]
@@ -121,7 +121,7 @@ def inside_sampling(
 
 def check_reached(latents: Tensor, what: str, cure: str) -> None:
     """Raises ValueError where a run led nowhere."""
-    size = float(latents.double().square().mean())
+    size = float(latents.cpu().double().square().mean())
     if not size < DIVERGED:
         raise ValueError(
             f"{what} did not reach a picture (mean square of its latents {size:.3g}; that of a picture is about 1). "

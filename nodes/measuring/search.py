@@ -206,6 +206,8 @@ def ends_of(request: Request) -> list[float]:
 def batch_of(request: Request) -> int:
     """How many latents the model can take at a time, by the host's own estimate of its memory."""
     model, device = request.model, request.model.load_device
+    if "context_handler" in model.model_options:
+        return 1  # the context windows of ComfyUI 0.3 take one latent
     if comfy.model_management.is_device_cpu(device):
         return 2 * request.trajectories
     to_load = max(model.model_size() - model.loaded_size(), 0)

@@ -53,9 +53,10 @@ class Request(Asked):
         return self.asked | self.references | own
 
 
-def measure_spread(request: Request, node_id: str | None) -> Spread:
+def measure_spread(request: Request, node_id: str | None, parts: dict[range, Tensor] | None = None) -> Spread:
     """Draw references, noise them anew at every level, and add up s^2 of each.
 
+    parts: s^2 by the numbers of the images; filled batch by batch, so that what was measured survives a cancel.
     Raises ValueError where the model answers with NaN, or leads nowhere.
     """
     sampling = request.model.get_model_object("model_sampling")
@@ -64,8 +65,12 @@ def measure_spread(request: Request, node_id: str | None) -> Spread:
     sigmas = sigmas[sigmas < 1] if law.is_flow else sigmas
     per_batch = len(sigmas) * (2 if request.estimator == "derivative" else 1)
     drawing = 0 if request.from_references else DRAWING_STEPS
-    counter = Counter(len(request.batches) * (per_batch + drawing), node_id, "Measuring the spread")
-    squares = torch.cat([measure_batch(request, numbers, sigmas, counter) for numbers in request.batches])
+    parts = {} if parts is None else parts
+    wanted = [numbers for numbers in request.batches if numbers not in parts]
+    counter = Counter(len(wanted) * (per_batch + drawing), node_id, "Measuring the spread")
+    for numbers in wanted:
+        parts[numbers] = measure_batch(request, numbers, sigmas, counter)
+    squares = torch.cat([parts[numbers] for numbers in request.batches])
     check_reached(squares.clamp(min=0).sqrt(), "The model's answers to noised references", cure_for(request))
     halves = [squares[i::2].mean(0).clamp(min=1e-30).sqrt() for i in (0, 1)]
     check = float((halves[0] / halves[1]).log().abs().mean()) if len(squares) > 1 else math.nan

