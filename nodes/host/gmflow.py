@@ -15,6 +15,7 @@ from ...samplers.gmflow import GMFlow, Mixture, Prediction, SpectralDraw, guided
 from ...samplers.gmflow.mixture import checked, mean
 from .mixtures import MixtureNetwork, Recorder, predicts_mixtures
 from .noise import ItemNoise
+from .noise_law import check_unit_noise
 from .sampler import reporter
 
 MODES = ("ode", "sde")
@@ -203,6 +204,7 @@ def sample_gmflow(
     """The host's sampler function."""
     extra_args = dict(extra_args or {})
     check_guider(model.inner_model)
+    check_unit_noise(model.inner_model.inner_model.model_sampling)
     nodes = sigmas.detach().to("cpu", torch.float64)
     solver = choice.solver(model.inner_model.inner_model, len(nodes) - 1)
     first = round(float(nodes[0]) * 2**20)  # parts of a cut schedule do not draw the same noise

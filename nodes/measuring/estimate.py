@@ -28,7 +28,7 @@ from ...samplers.dpm_solver_v3.observe import (
 from ...samplers.dpm_solver_v3.pooling import Pooling
 from ...samplers.dpm_solver_v3.sums import Sums
 from ...samplers.noise_law import NoiseLaw
-from ..host.dpm_solver_v3 import solver_for
+from ..host.dpm_solver_v3 import CHECK_SCHEDULE, solver_for
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from .asked import Asked
@@ -39,7 +39,6 @@ DERIVATIVES = ("auto", "forward_mode", "differences")
 HIGHEST, LOWEST = 150.0, 0.01
 CHECKED = 2  # batches that are left out once each, and drawn with the statistics of the others
 WAYS = 3  # at order 1, at order 2, and without
-CHECK_SCHEDULE = "beta"
 log = logging.getLogger(__name__)
 
 
