@@ -26,8 +26,10 @@ def restart(
     """Solve `sigmas` (N + 1,), whose upward jumps mean "noise up to here"; see schedulers.restart.plan.
 
     Every falling run is a call of `inner` of its own, so no history crosses a jump. A schedule that was cut
-    anywhere still runs: a run of one sigma has no step, and a jump at the end leaves x noised.
+    anywhere still runs: no sigmas and a run of one have no step, and a jump at the end leaves x noised.
     """
+    if len(sigmas) == 0:
+        return x
     steps, sigma = 0, float(sigmas[0])
     for run in falling_runs(sigmas):
         top = float(run[0])
@@ -40,14 +42,19 @@ def restart(
 
 
 def falling_runs(sigmas: Tensor) -> list[Tensor]:
-    """`sigmas` cut before every value that is above the one before it."""
-    tops = [i + 1 for i, (a, b) in enumerate(pairwise(sigmas.tolist())) if b > a]
-    return list(torch.tensor_split(sigmas, tops))
+    """`sigmas` cut before every value that is above the one before it; of equal neighbours the first is left.
+
+    A step that goes nowhere would cost a call, and multistep samplers divide by its length.
+    """
+    values = sigmas.tolist()
+    kept = sigmas[[i for i, sigma in enumerate(values) if i == 0 or sigma != values[i - 1]]]
+    tops = [i + 1 for i, (a, b) in enumerate(pairwise(kept.tolist())) if b > a]
+    return list(torch.tensor_split(kept, tops))
 
 
 def solver_steps(sigmas: Tensor) -> int:
     """Steps that a solver makes on an expanded schedule: a jump is none."""
-    return sum(len(run) - 1 for run in falling_runs(sigmas))
+    return sum(max(len(run) - 1, 0) for run in falling_runs(sigmas))
 
 
 def counted_from(first: int, on_step: OnStep | None) -> OnStep | None:

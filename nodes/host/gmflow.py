@@ -17,6 +17,7 @@ from ...samplers.gmflow.solver import falling
 from .guidance import PRE_CFG, within
 from .mixtures import MixtureNetwork, Recorder, moved, predicts_mixtures
 from .noise import ItemNoise
+from .noise_law import check_unit_noise
 from .sampler import reporter
 
 MODES = ("ode", "sde")
@@ -247,6 +248,7 @@ def sample_gmflow(
         return x
     extra_args, guider = dict(extra_args or {}), guider_of(model)
     check_guider(guider)
+    check_unit_noise(guider.inner_model.model_sampling)
     nodes = torch.tensor(falling(sigmas.detach().to("cpu", torch.float64)), dtype=torch.float64)
     solver = choice.solver(guider.inner_model, len(nodes) - 1)
     first = round(float(nodes[0]) * 2**20)  # parts of a cut schedule do not draw the same noise

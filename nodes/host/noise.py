@@ -26,7 +26,8 @@ class ItemNoise:
     """The Noise of samplers.contract: unit Gaussian draws, one generator an item.
 
     An item is known by its initial noise, so picture 3 of a batch, drawn again alone (Latent From Batch), gets
-    its own noise. Items with equal noise (none was added) are told apart by their order.
+    its own noise, and items that the person made equal (Latent Batch Seed Behavior) stay equal. Items to which no noise
+    was added are told apart by their order.
     """
 
     def __init__(self, seed: int, initial: Tensor, *keys: int):
@@ -36,7 +37,7 @@ class ItemNoise:
         for item in initial.detach().to("cpu", torch.float32):
             identity = zlib.crc32(item.contiguous().numpy().tobytes())
             self.generators.append(seeded(seed, identity, seen[identity], *keys))
-            seen[identity] += 1
+            seen[identity] += not item.any()
 
     def __call__(self, sigma_from: float, sigma_to: float) -> Tensor:
         draws = [torch.randn(self.like.shape[1:], generator=generator) for generator in self.generators]

@@ -42,9 +42,12 @@ class Report:
         self.entry["text"] = text
         return self
 
-    def add(self, text: str) -> None:
-        """Said while another node samples: above what was said of earlier runs, and sent to the page at once."""
-        told = [run for run in self.entry["text"].split("\n\n") if run and run != text]
+    def add(self, text: str, instead: str = "") -> None:
+        """Said while another node samples: above what was said of earlier runs, and sent to the page at once.
+
+        instead: what was said earlier of the same run.
+        """
+        told = [run for run in self.entry["text"].split("\n\n") if run and run not in (text, instead)]
         self.entry["text"] = "\n\n".join([text, *told][:MOST_RUNS])
         if self.node_id is not None and server():
             message = {"node": self.node_id, "display_node": self.node_id, "output": self.ui}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.samplers
@@ -12,8 +13,11 @@ from tqdm.auto import tqdm
 from ...samplers.contract import Denoiser, Noise, OnStep, Solver
 from ...samplers.heun import heun
 from ...samplers.restart import restart, solver_steps
+from ...samplers.sigmas import checked_sigmas
 from .noise import ItemNoise, derived_seed
 from .noise_law import noise_law
+
+log = logging.getLogger(__name__)
 
 
 def denoiser(model, extra_args: dict[str, Any]) -> Denoiser:
@@ -26,16 +30,38 @@ def model_sampling_of(model):
     return model.inner_model.inner_model.model_sampling
 
 
-def reporter(callback, sigmas: Tensor, disable: bool | None) -> OnStep:
-    """The host's preview and progress, and a bar in the console."""
-    bar = tqdm(total=solver_steps(sigmas), disable=disable)
+class Reporter:
+    """The host's preview and progress, a bar in the console, and a watch on the numbers: an OnStep."""
 
-    def on_step(step: int, sigma: float, x: Tensor, denoised: Tensor) -> None:
-        bar.update(step + 1 - bar.n)
-        if callback:
-            callback({"i": step, "denoised": denoised, "x": x, "sigma": sigma, "sigma_hat": sigma})
+    def __init__(self, callback, sigmas: Tensor, disable: bool | None):
+        self.callback, self.bar = callback, tqdm(total=solver_steps(sigmas), disable=disable)
+        self.sigmas: list[float] = []
+        self.sound: list[Tensor] = []  # of each step, which items are; looked at in the end, so that no step waits
 
-    return on_step
+    def __call__(self, step: int, sigma: float, x: Tensor, denoised: Tensor) -> None:
+        self.bar.update(step + 1 - self.bar.n)
+        self.sigmas.append(sigma)
+        self.sound.append(denoised.flatten(1).isfinite().all(1))
+        if self.callback:
+            self.callback({"i": step, "denoised": denoised, "x": x, "sigma": sigma, "sigma_hat": sigma})
+
+    def complaints(self, end: Tensor) -> list[str]:
+        """One sentence where the picture holds NaN or infinity: since when, and in which items of the batch."""
+        ended = (~end.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        if not ended:
+            return []
+        which = f"item{'s' if len(ended) > 1 else ''} {', '.join(map(str, ended))} of the batch"
+        for step, (sigma, sound) in enumerate(zip(self.sigmas, self.sound, strict=True)):
+            if not bool(sound.all()):
+                return [
+                    f"The model answered with NaN or infinity at step {step + 1}, sigma {sigma:.4g}; {which} cannot be "
+                    "used. Start ComfyUI with --force-fp32, lower the cfg, or use another file of the model."
+                ]
+        return [f"The sampler left the range of numbers; {which} cannot be used. Take more steps or a lower cfg."]
+
+
+def reporter(callback, sigmas: Tensor, disable: bool | None) -> Reporter:
+    return Reporter(callback, sigmas, disable)
 
 
 class HostSolver:
@@ -65,7 +91,7 @@ class HostSolver:
 
         def callback(state: dict[str, Any]) -> None:
             if on_step:
-                step = min(state["i"], len(sigmas) - 2)  # dpm_adaptive makes as many steps as it likes
+                step = max(min(state["i"], len(sigmas) - 2), 0)  # dpm_adaptive makes as many steps as it likes
                 on_step(step, float(sigmas[step]), state["x"], state["denoised"])
 
         return self.sampler.sampler_function(
@@ -94,20 +120,45 @@ def sample_restart(
 ) -> Tensor:
     """The host's sampler function of Restart; `sampler` solves the falling runs, Heun where there is none."""
     extra_args = dict(extra_args or {})
-    nodes = sigmas.detach().to("cpu", torch.float64)
+    law = noise_law(model_sampling_of(model))
+    nodes = torch.tensor(checked_sigmas(sigmas, law), dtype=torch.float64)
+    if not len(nodes):
+        return x
     first = round(float(nodes[0]) * 2**20)  # parts of a cut schedule do not draw the same noise
     noise = ItemNoise(extra_args.get("seed") or 0, getattr(model, "noise", x), first)
+    sampler = innermost(sampler)
     inner: Solver = HostSolver(sampler, model, extra_args) if sampler else heun
-    return restart(
+    report = reporter(callback, nodes, disable)
+    given = sigmas if sigmas.is_floating_point() else nodes.float()
+    end = restart(
         denoiser(model, extra_args),
         x,
-        nodes if sampler is None else sigmas.detach().cpu(),
+        nodes if sampler is None else given.detach().cpu(),
         noise=noise,
-        on_step=reporter(callback, nodes, disable),
+        on_step=report,
         inner=inner,
-        law=noise_law(model_sampling_of(model)),
+        law=law,
         s_noise=s_noise,
     )
+    for complaint in report.complaints(end):
+        log.warning("Restart Sampler: %s", complaint)
+    return end
+
+
+def innermost(sampler: comfy.samplers.KSAMPLER | None) -> comfy.samplers.KSAMPLER | None:
+    """What solves the falling runs where a Restart Sampler is inside another: a falling run has no jump for it.
+
+    Raises ValueError where they go round in a circle.
+    """
+    seen = []
+    while sampler is not None and sampler.sampler_function is sample_restart:
+        if any(sampler is one for one in seen):
+            raise ValueError(
+                "This Restart Sampler is its own inner sampler. Connect an ordinary sampler to it, or none for Heun."
+            )
+        seen.append(sampler)
+        sampler = sampler.extra_options.get("sampler")
+    return sampler
 
 
 def restart_sampler(sampler: comfy.samplers.KSAMPLER | None, s_noise: float) -> comfy.samplers.KSAMPLER:

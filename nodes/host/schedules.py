@@ -13,7 +13,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...samplers.noise_law import NoiseLaw
+from ...samplers.noise_law import FLOW, NoiseLaw
 from ...schedulers.optimal_steps.curve import Curve
 from ...schedulers.optimal_steps.published import PUBLISHED
 
@@ -28,7 +28,7 @@ Schedule = Callable[[int], Tensor]  # of a number of steps: sigmas
 def shift_of(sampling, law: NoiseLaw) -> float:
     """The factor in t = shift u / (1 + (shift - 1) u) of a flow model, however the host writes it; 1 for others."""
     middle = float(sampling.percent_to_sigma(0.5))
-    return law.ratio(middle) if law.is_flow else 1.0
+    return FLOW.ratio(middle) if law.is_flow else 1.0
 
 
 def sigma_at(sampling, denoise: float) -> float:

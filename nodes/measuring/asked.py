@@ -16,6 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..host.identity import conditioning_digest, identify
+from ..host.noise_law import noise_law
 
 
 class Range(NamedTuple):
@@ -65,7 +66,9 @@ class Asked:
     def asked(self) -> dict[str, Any]:
         """The part that every measurement keeps of it, as JSON values."""
         prompt = conditioning_digest(self.positive, self.negative)
-        return identify(self.model) | {"cfg": self.cfg, "prompt": prompt, "seed": self.seed}
+        scale = noise_law(self.model.get_model_object("model_sampling")).scale
+        noise = {} if scale == 1 else {"noise_scale": scale}
+        return identify(self.model) | noise | {"cfg": self.cfg, "prompt": prompt, "seed": self.seed}
 
     @cached_property
     def latents(self) -> Tensor:

@@ -30,7 +30,7 @@ from ...samplers.dpm_solver_v3.observe import (
 from ...samplers.dpm_solver_v3.pooling import Pooling
 from ...samplers.dpm_solver_v3.sums import Sums
 from ...samplers.noise_law import NoiseLaw
-from ..host.dpm_solver_v3 import solver_for
+from ..host.dpm_solver_v3 import CHECK_SCHEDULE, solver_for
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from .asked import Asked, Range, where_it_stands
@@ -45,7 +45,6 @@ FEWEST = (
     8  # numbers that a statistic is made of, at least. Of 3 pictures, pixel statistics draw NaN on an exact mixture
 )
 WAYS = 3  # at order 1, at order 2, and without
-CHECK_SCHEDULE = "beta"
 log = logging.getLogger(__name__)
 
 

@@ -35,7 +35,7 @@ from ...schedulers.optimal_steps import (
     search,
 )
 from ...schedulers.optimal_steps.schedules import Schedules
-from ..host.dpm_solver_v3 import NEAR_THE_END, Choice, solver_for, table_for
+from ..host.dpm_solver_v3 import NEAR_THE_END, Choice, beyond_check, solver_for, table_for
 from ..host.identity import conditioning_digest, identify
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
@@ -354,7 +354,9 @@ def student_of(request: Request) -> Student:
     choice = Choice(Options(), request.statistics, "data", "when_checked", None)
     item = request.latent.shape[1:]
     here = identify(request.model) | {"cfg": request.cfg}
-    table, order, _ = table_for(choice, request.steps, here, tuple(item))
+    given = request.statistics
+    beyond = beyond_check(given, request.steps, request.sampling) if given else ""
+    table, order, _ = table_for(choice, request.steps, here, tuple(item), beyond)
     solver = solver_for(table, Options(order), request.sampling, torch.tensor([1.0, 0.0]).double())
     ends_below = math.inf if table is None else NEAR_THE_END * float(request.sampling.sigma_min)
     return V3(solver, item, ends_below)

@@ -122,10 +122,10 @@ def numbers_for(request: Request, number: int, purpose: int, shape) -> Tensor:
 def at_level(request: Request, denoise: Denoiser, x0: Tensor, noise: Tensor, sigma: float, numbers: range) -> Tensor:
     """s^2 of every image of a batch at a level, (B,)."""
     law = noise_law(request.model.get_model_object("model_sampling"))
-    x = law.alpha(sigma) * x0 + sigma * noise
+    x = law.noised(x0, sigma, noise)
     denoised = denoise(x, sigma)
     if request.estimator == "residual":
         return (x0 - denoised).square().flatten(1).mean(1)
     signs = torch.stack([numbers_for(request, number, SIGNS, x0[0].shape) for number in numbers]).sign().to(x)
     slope = (signs * by_differences(denoise, x, sigma, denoised, signs)).flatten(1).mean(1)
-    return sigma**2 / law.alpha(sigma) * slope
+    return law.ratio(sigma) ** 2 * law.alpha(sigma) * slope

@@ -27,6 +27,10 @@ MOST_FEATURES = 2**14  # at a time, so that statistics per pixel do not fill the
 STAND_IN = 0.5  # lambda by which the node that stands for one at -inf lies before the first finite one
 
 
+class NoFiniteStep(ValueError):
+    """With these statistics a step has no finite result."""
+
+
 @dataclass(frozen=True, eq=False)
 class Coefficients:
     """y_t = a y_s + bias + sum_k weights[k] r_k, r_k = D_k - (1 - l_k) y_k at the nodes. a, bias: F; weights: (n, *F).
@@ -54,10 +58,12 @@ def step_coefficients(
     The first node of all may be -inf.
     pseudo: the k-th derivative from the first k + 1 nodes only, arXiv 2310.13268 section 3.3.
     Nodes that `usable` leaves out get weight 0.
-    Raises ValueError for a step that does not go forward, coincident nodes, and statistics without a finite answer.
+    A step may run backwards, to a lower lambda, where both ends and all nodes are finite.
+    Raises ValueError for coincident nodes, and NoFiniteStep for statistics without a finite answer.
     """
-    if not nodes or not nodes[0] < lam_to < math.inf or len(set(nodes)) < len(nodes):
-        raise ValueError(f"A step needs different nodes and a higher, finite lambda; given: {nodes} to {lam_to}.")
+    finite = bool(nodes) and nodes[0] < math.inf and math.isfinite(lam_to) and nodes[0] != lam_to
+    if not finite or len(set(nodes)) < len(nodes):
+        raise ValueError(f"A step needs different nodes and another, finite lambda; given: {nodes} to {lam_to}.")
     used = usable(statistics, nodes, lam_to)
     chosen = [nodes[i] for i in used]
     if starts_before(statistics, nodes[0], lam_to):
@@ -67,7 +73,7 @@ def step_coefficients(
     weights = torch.zeros(len(nodes), *statistics.features, dtype=torch.float64)
     weights[used] = step.weights
     if not all(part.isfinite().all() for part in (step.a, step.bias, weights)):
-        raise ValueError(
+        raise NoFiniteStep(
             f"With these statistics a step from lambda {nodes[0]:.3g} to {lam_to:.3g} has no finite result. "
             "Measure them with more images, or take more steps."
         )

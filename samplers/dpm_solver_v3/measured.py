@@ -46,6 +46,17 @@ class Measured:
         nearest = min(check, key=lambda budget: abs(math.log(int(budget) / max(calls, 1))))
         return best_of(check[nearest])
 
+    @property
+    def fewest_calls(self) -> int:
+        """The smallest budget that was checked, or would have been."""
+        return min(map(int, self.facts.get("check") or BUDGETS))
+
+    @property
+    def fewest_good_calls(self) -> int:
+        """The smallest budget at which the table was found good, or the smallest of all."""
+        check = self.facts.get("check") or {}
+        return min((int(budget) for budget, error in check.items() if best_of(error)), default=self.fewest_calls)
+
     def describe(self) -> str:
         """For the node: where from, and the check, a line a budget."""
         facts = self.facts

@@ -3,6 +3,7 @@
 At node k, with D_k at hand: correct x_k by a step from node k - 1 that now knows r_k, then predict x_{k+1}. r_k stays
 what it was at the predicted x_k. A plan holds these steps in the scale of the host's latents, x = alpha y, so the
 loop needs neither alpha nor lambda. The last prediction is not corrected: N steps are N model calls.
+Sigmas that rise at every step are the same equation backwards, from a picture to the noise it is drawn from.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..choices import check_choice
 from ..noise_law import NoiseLaw
-from .coefficients import Coefficients, step_coefficients, usable
+from ..sigmas import checked_sigmas
+from .coefficients import Coefficients, NoFiniteStep, step_coefficients, usable
 from .integrals import RULES
 from .statistics import Statistics
 
@@ -83,12 +85,25 @@ class Combination:
     weights: Tensor | list[float]
 
 
+class Average(NamedTuple):
+    """x_t = kept x_s + gain (an average of D on the way): y_t = e^-h y_s + int e^(lambda - lambda_t) D dlambda.
+
+    kept is sigma_t / sigma_s in every noise law, and gain the sum of the weights. ratio: the highest sigma~ that the
+    step looks at.
+    """
+
+    kept: float
+    gain: float
+    ratio: float
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """From one node to the next. order: of the predictor; corrected: of the correction of x at this node, 0 for none.
 
     `table` (rows, *F) has all coefficients in one tensor, to be moved to a device at once; the properties say which.
     With one coordinate for all it may be a list of numbers instead.
+    average: what any exact step is, see `Average`. None leaves the step unbounded.
     """
 
     sigma: float
@@ -96,6 +111,7 @@ class Step:
     order: int
     corrected: int
     table: Tensor | list[float]
+    average: Average | None = None
 
     @property
     def x_in_r(self) -> Factor:
@@ -178,7 +194,17 @@ class Course:
             r_here, _, *r_before = correction.weights
             rows += [correction.a, correction.bias, r_here, *r_before]
         corrected = len(due.weights) if due else 0
-        return Step(self.sigmas[k], self.sigmas[k + 1], order, corrected, torch.stack(rows)), correction
+        step = Step(self.sigmas[k], self.sigmas[k + 1], order, corrected, torch.stack(rows), self.average(k))
+        return step, correction
+
+    def average(self, k: int) -> Average:
+        """What step k is in terms of D. A last sigma of 0 may stand for a tiny ratio, whose noise stays in x."""
+        sigma, alpha = self.sigmas[k], self.law.alpha(self.sigmas[k])
+        to = self.law.sigma(math.exp(-self.lams[k + 1])) if self.lams[k + 1] > -math.inf else self.sigmas[k + 1]
+        kept = to / sigma / (self.law.alpha(to) if self.sigmas[k + 1] == 0 else 1.0)
+        first = max(k + 1 - self.options.order - self.options.pseudo_corrector, 0)
+        ratios = [self.law.ratio(sigma) for sigma in self.sigmas[first : k + 2]]
+        return Average(kept, self.law.alpha(self.sigmas[k + 1]) - kept * alpha, max(ratios))
 
     def ends_with_d(self, k: int) -> bool:
         """Whether step k is the one to no noise at all."""
@@ -189,27 +215,42 @@ class Course:
         return (self.statistics.l_at(self.lams[k]) - 1) / (self.law.alpha(self.sigmas[k]) or 1)
 
     def predictor(self, k: int) -> Coefficients:
-        """From node k to k + 1, on node k and those before it. To no noise: D of the corrected x, r + (1 - l) y."""
-        if self.ends_with_d(k):
-            back = -self.x_in_r(k)
-            return Coefficients(back, torch.zeros_like(back), torch.ones_like(back)[None])
+        """From node k to k + 1, on node k and those before it.
+
+        To no noise: D of the corrected x, r + (1 - l) y. D is taken as constant too in a step to nothing but noise,
+        backwards, and in one that has no finite result with the statistics.
+        """
+        if self.ends_with_d(k) or self.lams[k + 1] == -math.inf:
+            return self.with_constant_d(k)
         order = min(self.options.order, k + 1)
         if self.options.lower_order_final:
             order = min(order, len(self.lams) - 1 - k)
         newest = self.lams[k::-1][:order]
         nodes = [newest[i] for i in usable(self.statistics, newest, self.lams[k + 1])]
-        return self.in_latents(k, nodes, self.options.pseudo_predictor)
+        try:
+            return self.in_latents(k, nodes, self.options.pseudo_predictor)
+        except NoFiniteStep:
+            return self.with_constant_d(k)
+
+    def with_constant_d(self, k: int) -> Coefficients:
+        """kept x + gain D, D being r + (1 - l) y."""
+        back, average = -self.x_in_r(k), self.average(k)
+        gain = torch.full_like(back, average.gain)
+        return Coefficients(average.kept + gain * back, torch.zeros_like(back), gain[None])
 
     def correction(self, k: int, order: int) -> Coefficients | None:
         """From node k, left with a predictor of `order`, to k + 1: on node k, k + 1 and those before k, or None.
 
-        There is none without another node than k.
+        There is none without another node than k, and none that has no finite result.
         """
         if not self.options.corrects_at(self.lams[k + 1]):
             return None
         nodes = [self.lams[k], self.lams[k + 1], *self.lams[:k][::-1]][: order + self.options.pseudo_corrector]
         used = usable(self.statistics, nodes, self.lams[k + 1])
-        return self.in_latents(k, [nodes[i] for i in used], self.options.pseudo_corrector) if 1 in used else None
+        try:
+            return self.in_latents(k, [nodes[i] for i in used], self.options.pseudo_corrector) if 1 in used else None
+        except NoFiniteStep:
+            return None
 
     def in_latents(self, k: int, nodes: Sequence[float], pseudo: bool) -> Coefficients:
         """The coefficients of step k for x = alpha y. At sigma 0 x is y, whatever noise is left in it."""
@@ -217,7 +258,8 @@ class Course:
             self.statistics, nodes, self.lams[k + 1], pseudo=pseudo, quadrature=self.options.quadrature
         )
         alpha, alpha_next = self.law.alpha(self.sigmas[k]), self.law.alpha(self.sigmas[k + 1])
-        from_x = 1 / alpha if alpha else 1 / self.sigmas[k]  # from lambda = -inf, a multiplies x / sigma
+        # From lambda = -inf, a multiplies the noise in x.
+        from_x = 1 / alpha if alpha else 1 / self.law.deviation(self.sigmas[k])
         return Coefficients(step.a * alpha_next * from_x, step.bias * alpha_next, step.weights * alpha_next)
 
 
@@ -225,16 +267,20 @@ def check_sigmas(sigmas: Sequence[float], law: NoiseLaw) -> None:
     """Raises ValueError for a schedule that cannot be run."""
     if len(sigmas) < 2:
         raise ValueError("The sigmas hold no step. Give the scheduler at least 1 step and a denoise above 0.")
-    if not all(math.isfinite(sigma) and sigma >= 0 for sigma in sigmas):
-        raise ValueError("The sigmas must be numbers of 0 or more; there is a negative one, an infinite one or NaN.")
+    checked_sigmas(sigmas, law)
+    rises = sigmas[-1] > sigmas[0]
+    if rises and sigmas[0] == 0:
+        raise ValueError(
+            "These sigmas rise from 0, where a picture does not say yet which noise to take. Begin a little above, at "
+            "0.0001, as Flip Sigmas does."
+        )
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        if sigma_next >= sigma:
+        if sigma_next == sigma or (sigma_next > sigma) != rises:
             raise ValueError(
-                f"The sigmas must fall at every step; step {step + 1} goes from {sigma:g} to {sigma_next:g}. "
-                "Use fewer steps or another scheduler, and for a schedule with restarts the Restart Sampler."
+                f"The sigmas must fall at every step, or rise at every step to unsample; step {step + 1} goes from "
+                f"{sigma:g} to {sigma_next:g}. Use fewer steps or another scheduler, and for a schedule with restarts "
+                "the Restart Sampler."
             )
-    if law.is_flow and sigmas[0] > 1:
-        raise ValueError(f"The sigmas of a flow model are 1 at most; the first one is {sigmas[0]:g}.")
 
 
 def lams_of(sigmas: Sequence[float], law: NoiseLaw, options: Options) -> list[float]:
@@ -247,7 +293,7 @@ def lams_of(sigmas: Sequence[float], law: NoiseLaw, options: Options) -> list[fl
 
 
 def make_plan(sigmas: Tensor, law: NoiseLaw, statistics: Statistics, options: Options) -> Plan:
-    """The plan for the host's sigmas (N + 1,). Raises ValueError for sigmas that do not fall; see check_sigmas."""
+    """The plan for the host's sigmas (N + 1,). Raises ValueError for those that cannot be run; see check_sigmas."""
     values: list[float] = sigmas.detach().to("cpu", torch.float64).tolist()
     check_sigmas(values, law)
     course = Course(values, lams_of(values, law, options), law, statistics, options)

@@ -164,7 +164,7 @@ class Promise:
     """How good a schedule through a node can become, from the teacher's own states: it costs no model call.
 
     From each node the student makes one step on the teacher's trajectory; roots of the errors of such steps are added
-    up, in the scale of a latent of variance 1 at that noise, x / sqrt(alpha^2 + sigma^2).
+    up, in the scale of a latent of variance 1 at that noise, x / sqrt(alpha^2 + c^2 sigma^2).
     """
 
     task: Task
@@ -173,7 +173,7 @@ class Promise:
     @cached_property
     def scales(self) -> list[float]:
         law = self.task.law
-        return [(law.alpha(sigma) ** 2 + sigma**2) ** -0.5 for sigma in self.task.teacher.sigmas]
+        return [(law.alpha(sigma) ** 2 + law.deviation(sigma) ** 2) ** -0.5 for sigma in self.task.teacher.sigmas]
 
     @cached_property
     def to_go(self) -> Tensor:

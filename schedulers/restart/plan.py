@@ -56,6 +56,10 @@ class Segment:
     sigmas: tuple[float, ...]
     interval: Interval | None = None
 
+    @property
+    def steps(self) -> int:
+        return max(len(self.sigmas) - 1, 0)
+
 
 @dataclass(frozen=True)
 class RestartPlan:
@@ -75,16 +79,17 @@ class RestartPlan:
     @property
     def steps(self) -> int:
         """Solver steps in all."""
-        return sum(len(segment.sigmas) - 1 for segment in self.segments)
+        return sum(segment.steps for segment in self.segments)
 
     @property
     def main_steps(self) -> int:
-        return sum(len(segment.sigmas) - 1 for segment in self.segments if segment.interval is None)
+        return sum(segment.steps for segment in self.segments if segment.interval is None)
 
     def __str__(self) -> str:
-        restarts = [(s.sigmas[0], s.sigmas[-1], len(s.sigmas) - 1) for s in self.segments if s.interval]
+        restarts = [(s.sigmas[0], s.sigmas[-1], s.steps) for s in self.segments if s.interval]
         spent = self.steps - self.main_steps
-        lines = [f"{self.steps} steps: {self.main_steps} main, {spent} in {plural(len(restarts), 'restart')}"]
+        total = plural(self.steps, "step")
+        lines = [f"{total}: {self.main_steps} main, {spent} in {plural(len(restarts), 'restart')}"]
         for restart, times in Counter(restarts).items():
             top, low, steps = restart
             often = "once" if times == 1 else f"{times} times"
@@ -126,12 +131,10 @@ def fewer_steps(sigmas: list[float], steps: int) -> list[float]:
 
 def check_schedule(sigmas: list[float]) -> None:
     """Raises ValueError for a schedule that cannot be expanded."""
-    if len(sigmas) < 2:
-        raise ValueError("The sigmas hold no step. Give the scheduler at least 1 step and a denoise above 0.")
     if any(b > a for a, b in pairwise(sigmas)):
         raise ValueError(
-            "The sigmas rise somewhere; a restart needs falling ones. Was Restart Schedule applied twice? "
-            "Chain Restart Interval nodes instead."
+            "The sigmas rise somewhere; a restart needs falling ones. Was Restart Schedule applied twice? Chain "
+            "Restart Interval nodes instead. To unsample with Flip Sigmas, no restart is needed."
         )
 
 
@@ -222,6 +225,11 @@ def snap(interval: Interval, main: list[float]) -> int:
 # The plan
 
 
+def unchanged(sigmas: Iterable[float], *remarks: str) -> RestartPlan:
+    """The schedule as it is; of no step, too."""
+    return RestartPlan((Segment(tuple(sigmas)),), remarks)
+
+
 def restart_plan(
     sigmas: Iterable[float],
     intervals: Iterable[Interval],
@@ -237,6 +245,8 @@ def restart_plan(
     """
     sigmas = list(sigmas)
     check_schedule(sigmas)
+    if len(sigmas) < 2:
+        return unchanged(sigmas, *remarks)
     main = [ratio_of(sigma, law) for sigma in sigmas]
     at: dict[int, list[Interval]] = {}
     for interval in sorted(intervals, key=lambda i: -i.sigma_max):

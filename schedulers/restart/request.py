@@ -6,43 +6,64 @@ from collections.abc import Sequence
 
 from ...samplers.choices import check_choice
 from ...samplers.noise_law import NoiseLaw
-from .plan import Interval, RestartPlan, check_disjoint, clip, ratio_of, resolve, restart_plan, within_budget
+from ...samplers.sigmas import checked_sigmas
+from .plan import (
+    Interval,
+    RestartPlan,
+    check_disjoint,
+    check_schedule,
+    clip,
+    plural,
+    ratio_of,
+    resolve,
+    restart_plan,
+    unchanged,
+    within_budget,
+)
 from .presets import PRESETS
 
+SHORT_ADVICE = "Restarts want steps to spare: give the scheduler 20 or more."
 BUDGETS = ("keep_steps", "add_steps")
 
 
 def requested_plan(
     sigmas: Sequence[float], law: NoiseLaw, preset: str, budget: str, own: Sequence[Interval] | None = None
 ) -> RestartPlan:
-    """The plan of the person's `own` intervals, else of the preset. Raises ValueError, in words, for what cannot be."""
+    """The plan of the person's `own` intervals, else of the preset. Raises ValueError, in words, for what cannot be.
+
+    A schedule of no step, and one of which the preset restarts nothing, is passed on with a remark.
+    """
     check_choice("preset", preset, PRESETS)
     check_choice("budget", budget, BUDGETS)
+    sigmas = checked_sigmas(sigmas, law)
+    check_schedule(sigmas)
     if len(sigmas) < 2:
-        return restart_plan(sigmas, (), law)  # says what is wrong
+        return unchanged(sigmas, "The sigmas hold no step, so there is nothing to restart; they are passed on.")
     remarks: list[str] = []
     if own:
-        intervals = [resolve(interval, list(sigmas), law) for interval in own]
+        intervals = [resolve(interval, sigmas, law) for interval in own]
         check_disjoint(intervals)
     else:
         intervals, remarks = fitting(preset, sigmas, law)
-    main = within_budget(sigmas, intervals) if budget == "keep_steps" else list(sigmas)
+    if not intervals:
+        return unchanged(sigmas, *remarks)
+    main = within_budget(sigmas, intervals) if budget == "keep_steps" else sigmas
     return restart_plan(main, intervals, law, remarks=remarks)
 
 
 def fitting(preset: str, sigmas: Sequence[float], law: NoiseLaw) -> tuple[list[Interval], list[str]]:
-    """What of a preset fits the schedule. Raises ValueError when nothing is left."""
+    """What of a preset fits the schedule, perhaps nothing, and remarks on what does not."""
     steps = len(sigmas) - 1
     published = PRESETS[preset](steps)
     if not published:
-        raise ValueError(
-            f"The preset {preset} has no restart for {steps} steps; its rule begins at 20. Give the scheduler 20 "
-            "steps or more, or choose another preset."
-        )
+        return [], [
+            f"The preset {preset} has no restart for {plural(steps, 'step')}; its rule begins at 20. The schedule is "
+            f"passed on unchanged. {SHORT_ADVICE}"
+        ]
     intervals, remarks = clip(published, ratio_of(sigmas[0], law))
     if not intervals:
-        raise ValueError(
-            f"No restart of the preset {preset} lies below the first sigma of this schedule ({sigmas[0]:.4g}). "
-            "Raise denoise, or connect intervals of your own."
-        )
+        remarks = [
+            f"No restart of the preset {preset} lies below the first sigma of this schedule ({sigmas[0]:.4g}); it is "
+            "passed on unchanged. Raise denoise, or connect intervals of your own."
+        ]
     return intervals, remarks

@@ -189,14 +189,14 @@ def test_without_a_jump_it_is_the_inner_solver():
     assert noise.asked == []
 
 
-def test_equal_sigmas_are_a_step_and_no_jump():
-    """What a host's schedule repeats is left to the inner solver."""
-    sigmas, inner = torch.tensor([2.0, 1.0, 1.0, 0.5, 0.0]), RecordingInner()
+def test_equal_sigmas_are_neither_a_step_nor_a_jump():
+    """A step that goes nowhere would cost a call, and multistep samplers divide by its length."""
+    sigmas, inner = torch.tensor([2.0, 1.0, 1.0, 0.5, 0.0, 0.0]), RecordingInner()
     x = torch.zeros(1, 1, 4, 4)
     noise = Drawn(x)
     restart(GuidedMixture(SMALL, VARIANCE_EXPLODING), x, sigmas, noise=noise, inner=inner)
-    assert (inner.runs, noise.asked) == ([sigmas.tolist()], [])
-    assert solver_steps(sigmas) == 4
+    assert (inner.runs, noise.asked) == ([[2.0, 1.0, 0.5, 0.0]], [])
+    assert solver_steps(sigmas) == 3
 
 
 @LAWS
@@ -247,6 +247,7 @@ def test_one_sigma_is_no_step():
     noise = Drawn(x)
     assert torch.equal(restart(GuidedMixture(SMALL, FLOW), x, torch.tensor([0.5]), noise=noise, law=FLOW), x)
     assert noise.asked == []
+    assert restart(GuidedMixture(SMALL, FLOW), x, torch.empty(0), noise=noise, law=FLOW) is x
 
 
 @LAWS

@@ -193,9 +193,11 @@ def test_where_the_last_node_is_tiny_already_it_ends_with_d():
         ([2.0, 1.0, 1.0, 0.0], "step 2 goes from 1 to 1"),
         ([2.0, 1.0, 1.5, 0.0], "step 2 goes from 1 to 1.5. .* the Restart Sampler"),
         ([2.0, 0.0, 0.0], "step 2 goes from 0 to 0"),
-        ([2.0, -1.0], "a negative one"),
-        ([math.inf, 1.0], "an infinite one"),
-        ([2.0, math.nan, 0.0], "NaN"),
+        ([2.0, -1.0], "Number 2 of the 2 sigmas is -1; each must be a number from 0 to 1e.06"),
+        ([math.inf, 1.0], "Number 1 of the 2 sigmas is inf"),
+        ([2.0, math.nan, 0.0], "Number 2 of the 3 sigmas is nan"),
+        ([0.0, 1.0, 2.0], "rise from 0.*Flip Sigmas"),
+        ([0.5, 1.0, 0.7], "step 2 goes from 1 to 0.7"),
     ],
 )
 def test_a_schedule_that_does_not_fall_is_refused_in_words(sigmas, words):
@@ -204,7 +206,7 @@ def test_a_schedule_that_does_not_fall_is_refused_in_words(sigmas, words):
 
 
 def test_a_flow_schedule_above_one_is_refused():
-    with pytest.raises(ValueError, match="1 at most; the first one is 1.5"):
+    with pytest.raises(ValueError, match="Number 1 of the 2 sigmas is 1.5; on a flow model 1 is the highest"):
         plan(torch.tensor([1.5, 0.5]), law=FLOW)
 
 

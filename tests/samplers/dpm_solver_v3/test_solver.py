@@ -193,7 +193,8 @@ def test_no_float64_reaches_the_device_and_nothing_is_read_back_from_it(statisti
             VARIANCE_EXPLODING, torch.ones(1, 2, 8, 8, device="meta"), RATIOS, statistics, lambda x, sigma: x * 0.5
         )
     assert x.is_meta and x.dtype == torch.float32
-    assert watched.dtypes <= {torch.float32, torch.int64}  # int64: which band a frequency belongs to
+    numbers = {torch.int64, torch.int32, torch.bool}  # which band a frequency belongs to, and which items were held
+    assert watched.dtypes <= {torch.float32, *numbers}
 
 
 @pytest.mark.parametrize("statistics, more", [(table(2, 1, 1), 1), (table(1, 4), 2)], ids=["channel", "spectral"])

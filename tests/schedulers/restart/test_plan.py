@@ -182,8 +182,6 @@ def test_within_the_budget_main_and_restart_steps_are_what_came_in(total):
 @pytest.mark.parametrize(
     "sigmas, words",
     [
-        ([], ["hold no step", "at least 1 step", "denoise"]),
-        ([1.0], ["hold no step"]),
         ([1.0, 2.0, 0.0], ["rise", "applied twice", "Chain"]),
         ([1.0, 0.5, 0.6, 0.0], ["rise"]),
     ],

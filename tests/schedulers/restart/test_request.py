@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING, NoiseLaw
 from fewstep.schedulers.restart.plan import Interval, RestartPlan, rho_grid
 from fewstep.schedulers.restart.presets import PRESETS
-from fewstep.schedulers.restart.request import BUDGETS, requested_plan
+from fewstep.schedulers.restart.request import BUDGETS, SHORT_ADVICE, requested_plan
 
 LAWS = pytest.mark.parametrize("law", [VARIANCE_EXPLODING, FLOW], ids=["ve", "flow"])
 
@@ -183,10 +184,41 @@ def refused(words, sigmas, law=VARIANCE_EXPLODING, preset="a1111", budget="add_s
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("sigmas, word", [([], "no step"), ([0.5], "no step"), ([1.0, 2.0, 0.0], "rise")])
 @pytest.mark.parametrize("own", [None, [Interval(3, 1, 0.1, 0.5)]], ids=["preset", "own"])
-def test_a_schedule_without_steps_or_one_that_rises(sigmas, word, own, budget):
-    refused([word], sigmas, preset="sd_cfg_5_to_8", budget=budget, own=own)
+def test_a_schedule_that_rises(own, budget):
+    refused(["rise", "Flip Sigmas"], [1.0, 2.0, 0.0], preset="sd_cfg_5_to_8", budget=budget, own=own)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("sigmas", [[], [0.5], [0.0]])
+@pytest.mark.parametrize("own", [None, [Interval(3, 1, 0.1, 0.5)]], ids=["preset", "own"])
+def test_a_schedule_without_a_step_is_passed_on(sigmas, own, budget):
+    """Split Sigmas at the end, or a denoise of 0: every sampler of the host hands the latent on."""
+    plan = requested_plan(sigmas, VARIANCE_EXPLODING, "sd_cfg_5_to_8", budget, own)
+    assert (plan.sigmas, plan.steps, plan.main_steps) == (sigmas, 0, 0)
+    assert "no step" in str(plan) and "passed on" in str(plan)
+
+
+@LAWS
+@pytest.mark.parametrize("own", [None, [Interval(3, 1, 0.1, 0.5)]], ids=["preset", "own"])
+@pytest.mark.parametrize(
+    "sigmas, words",
+    [
+        ([math.nan, 0.5, 0.0], ["Number 1 of the 3 sigmas is nan", "from 0 to 1"]),
+        ([0.9, math.nan, 0.0], ["Number 2", "nan"]),
+        ([math.inf, 0.5, 0.0], ["Number 1", "inf"]),
+        ([0.9, 0.5, math.inf], ["Number 3", "inf"]),
+        ([0.9, 0.5, -0.1], ["Number 3", "-0.1", "0 to 1"]),
+        ([0.9, -math.inf], ["Number 2", "-inf"]),
+        ([1e30, 0.5, 0.0], ["Number 1", "1e+30"]),
+    ],
+)
+def test_sigmas_that_are_no_schedule_are_refused_in_words(sigmas, words, own, law):
+    refused(words, sigmas, law, preset="sd_cfg_5_to_8", own=own)
+
+
+def test_sigmas_above_one_on_a_flow_model():
+    refused(["14.6", "on a flow model 1 is the highest"], karras(20), FLOW)
 
 
 def test_an_unknown_preset_or_budget_names_the_choices():
@@ -229,13 +261,21 @@ def test_steps_that_overlap():
     assert len(restarts(requested_plan(karras(20), VARIANCE_EXPLODING, "a1111", "add_steps", own))) == 2
 
 
+@pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("steps", [1, 8, 19])
-def test_a1111s_rule_begins_at_twenty_steps_and_says_so(steps):
-    refused([f"{steps} steps", "begins at 20", "another preset"], karras(steps) if steps > 1 else [14.6, 0.0])
+def test_below_twenty_steps_a1111s_rule_passes_the_schedule_on_and_says_so(steps, budget):
+    """It is the default: half of all workflows have fewer steps."""
+    sigmas = karras(steps) if steps > 1 else [14.6, 0.0]
+    plan = requested_plan(sigmas, VARIANCE_EXPLODING, "a1111", budget)
+    assert (plan.sigmas, plan.steps) == (sigmas, steps)
+    assert all(words in str(plan) for words in (f"{steps} step", "0 in 0 restarts", "begins at 20", SHORT_ADVICE))
 
 
-def test_a_preset_of_which_nothing_is_left():
-    refused(["cifar10_vp_43", "0.05", "Raise denoise"], [0.05, 0.03, 0.0], preset="cifar10_vp_43")
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_preset_of_which_nothing_is_left_passes_the_schedule_on_and_says_so(budget):
+    plan = requested_plan([0.05, 0.03, 0.0], VARIANCE_EXPLODING, "cifar10_vp_43", budget)
+    assert plan.sigmas == [0.05, 0.03, 0.0]
+    assert all(words in str(plan) for words in ("cifar10_vp_43", "0.05", "unchanged", "Raise denoise"))
 
 
 def test_the_order_of_own_intervals_does_not_matter():
