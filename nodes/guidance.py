@@ -152,6 +152,6 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
     @classmethod
     def execute(cls, model, strength, mode, orthogonal, start_percent, end_percent, spread=None) -> io.NodeOutput:
         guidance = ProbabilisticGuidance(strength, mode, orthogonal)
-        guided, remarks = guided_model(model, guidance, start_percent, end_percent, spread)
-        report = Report(cls.hidden.unique_id).say("\n".join(remarks))
-        return io.NodeOutput(guided, ui=report.ui)
+        report = Report(cls.hidden.unique_id)
+        guided, remarks = guided_model(model, guidance, start_percent, end_percent, spread, report)
+        return io.NodeOutput(guided, ui=report.say("\n".join(remarks)).ui)

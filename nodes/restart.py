@@ -138,8 +138,11 @@ class FewStepRestartSampler(io.ComfyNode):
                 ),
             ],
             outputs=[io.Sampler.Output()],
+            hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
         )
 
     @classmethod
     def execute(cls, s_noise, sampler=None) -> io.NodeOutput:
-        return io.NodeOutput(restart_sampler(sampler, s_noise))
+        report = Report(cls.hidden.unique_id)
+        return io.NodeOutput(restart_sampler(sampler, s_noise, report), ui=report.ui)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,16 @@ from ...samplers.guidance import ProbabilisticGuidance
 from ...samplers.spread import Spread, prior
 from .identity import differences, identify
 from .noise_law import noise_law
+from .progress import Report, complain
 
 KEY = "fewstep_guidance"
 PRE_CFG, POST_CFG = "sampler_pre_cfg_function", "sampler_post_cfg_function"
 REMEDY = "Measure the spread on this model."
-log = logging.getLogger(__name__)
+WHO = "Probabilistic guidance"
+NOTHING_TO_DO = (
+    "It does nothing at cfg 1: it needs a negative prompt and a cfg above 1. Models with distilled guidance (FLUX dev) "
+    "want their own guidance low and a true cfg instead."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +43,18 @@ class AfterGuidance:
     start_percent: float
     end_percent: float
     seen: ModelsAnswer | None = None
+    report: Report | None = None
 
     def __call__(self, args: dict[str, Any]) -> Tensor:
         """D_c plus what was added to it, bounded. Raises ValueError for a sigma that is no number."""
         denoised, cfg, sigma = args["denoised"], float(args["cond_scale"]), float(args["sigma"].max())
         sampling = args["model"].model_sampling
         inside = within(sampling, sigma, self.start_percent, self.end_percent)
-        say_if_broken(args)
+        if broken := broken_answer(args):
+            complain(self.report, WHO, broken)
         if cfg == 1 or args.get("uncond") is None:
             if is_first(args, sigma):
-                log.warning(
-                    "Probabilistic guidance does nothing at cfg 1: it needs a negative prompt and a cfg above 1. "
-                    "Models with distilled guidance (FLUX dev) want their own guidance low and a true cfg instead."
-                )
+                complain(self.report, WHO, NOTHING_TO_DO)
             return denoised
         if not inside:
             return denoised
@@ -150,8 +153,8 @@ class WatchedArguments(dict):
         return dict(self.items())
 
 
-def say_if_broken(args: dict[str, Any]) -> None:
-    """Name the items of which the model answers NaN or infinity, at the call where it begins."""
+def broken_answer(args: dict[str, Any]) -> str:
+    """The items of which the model answers NaN or infinity, at the call where it begins, in words."""
     sane = finite_items(args["input"])
     wrong = {
         number
@@ -160,14 +163,10 @@ def say_if_broken(args: dict[str, Any]) -> None:
         for number, fine in enumerate(finite_items(args[name]))
         if sane[number] and not fine
     }
-    if wrong:
-        log.warning(
-            "Probabilistic guidance: the model answered with NaN or infinite numbers at sigma %.4g%s, in item %s of "
-            "the batch.",
-            float(args["sigma"].max()),
-            call_of(args),
-            sorted(wrong),
-        )
+    if not wrong:
+        return ""
+    where = f"sigma {float(args['sigma'].max()):.4g}{call_of(args)}, in item {sorted(wrong)} of the batch"
+    return f"The model answered with NaN or infinite numbers at {where}."
 
 
 def finite_items(x: Tensor) -> list[bool]:
@@ -200,13 +199,15 @@ def guided_model(
     start_percent: float,
     end_percent: float,
     spread: Spread | None,
+    report: Report | None = None,
 ) -> tuple[ModelPatcher, list[str]]:
     """A clone with the guidance, and what to know of its spread. Raises ValueError for one of another latent."""
     remarks = ["No spread is connected: that of picture-like latents is taken, which is up to a third too wide."]
     if spread is not None:
         remarks = [f"The spread was measured {text}." for text in differences(spread.facts, identify(model), REMEDY)]
     guided = model.clone()
-    guided.set_model_sampler_post_cfg_function(AfterGuidance(guidance, spread, start_percent, end_percent))
+    after = AfterGuidance(guidance, spread, start_percent, end_percent, report=report)
+    guided.set_model_sampler_post_cfg_function(after)
     if not guided.get_wrappers(WrappersMP.PREDICT_NOISE, KEY):
         guided.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, around_prediction)
     return guided, remarks

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
 KEY = "fewstep"  # of the node's UI output, which web/js/report.js shows
 MOST_RUNS = 4  # that a node tells apart
+log = logging.getLogger(__name__)
 
 
 def server() -> Any:
@@ -53,3 +55,10 @@ class Report:
             message = {"node": self.node_id, "display_node": self.node_id, "output": self.ui}
             prompt = getattr(server(), "last_prompt_id", None)
             server().send_sync("executed", message | {"prompt_id": prompt}, server().client_id)
+
+
+def complain(report: Report | None, who: str, text: str) -> None:
+    """In the console, and on the node where there is one."""
+    log.warning("%s: %s", who, text)
+    if report:
+        report.add(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import comfy.samplers
@@ -16,8 +15,7 @@ from ...samplers.restart import restart, solver_steps
 from ...samplers.sigmas import checked_sigmas
 from .noise import ItemNoise, derived_seed
 from .noise_law import noise_law
-
-log = logging.getLogger(__name__)
+from .progress import Report, complain
 
 
 def denoiser(model, extra_args: dict[str, Any]) -> Denoiser:
@@ -116,7 +114,16 @@ class StepCountingSampler(comfy.samplers.KSAMPLER):
 
 @torch.no_grad()
 def sample_restart(
-    model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, sampler=None, s_noise=1.0
+    model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args=None,
+    callback=None,
+    disable=None,
+    *,
+    sampler=None,
+    s_noise=1.0,
+    report=None,
 ) -> Tensor:
     """The host's sampler function of Restart; `sampler` solves the falling runs, Heun where there is none."""
     extra_args = dict(extra_args or {})
@@ -128,20 +135,20 @@ def sample_restart(
     noise = ItemNoise(extra_args.get("seed") or 0, getattr(model, "noise", x), first)
     sampler = innermost(sampler)
     inner: Solver = HostSolver(sampler, model, extra_args) if sampler else heun
-    report = reporter(callback, nodes, disable)
+    watch = reporter(callback, nodes, disable)
     given = sigmas if sigmas.is_floating_point() else nodes.float()
     end = restart(
         denoiser(model, extra_args),
         x,
         nodes if sampler is None else given.detach().cpu(),
         noise=noise,
-        on_step=report,
+        on_step=watch,
         inner=inner,
         law=law,
         s_noise=s_noise,
     )
-    for complaint in report.complaints(end):
-        log.warning("Restart Sampler: %s", complaint)
+    for complaint in watch.complaints(end):
+        complain(report, "Restart Sampler", complaint)
     return end
 
 
@@ -150,7 +157,7 @@ def innermost(sampler: comfy.samplers.KSAMPLER | None) -> comfy.samplers.KSAMPLE
 
     Raises ValueError where they go round in a circle.
     """
-    seen = []
+    seen: list[comfy.samplers.KSAMPLER] = []
     while sampler is not None and sampler.sampler_function is sample_restart:
         if any(sampler is one for one in seen):
             raise ValueError(
@@ -161,12 +168,14 @@ def innermost(sampler: comfy.samplers.KSAMPLER | None) -> comfy.samplers.KSAMPLE
     return sampler
 
 
-def restart_sampler(sampler: comfy.samplers.KSAMPLER | None, s_noise: float) -> comfy.samplers.KSAMPLER:
+def restart_sampler(
+    sampler: comfy.samplers.KSAMPLER | None, s_noise: float, report: Report | None = None
+) -> comfy.samplers.KSAMPLER:
     """A SAMPLER that runs expanded schedules. Raises TypeError for a SAMPLER that cannot be started mid-way."""
     if sampler is not None and not hasattr(sampler, "sampler_function"):
         raise TypeError(
             f"The sampler {type(sampler).__name__} cannot be restarted: it is not built on ComfyUI's KSAMPLER. "
             "Connect another, or none for Heun."
         )
-    options = {"sampler": sampler, "s_noise": s_noise}
+    options = {"sampler": sampler, "s_noise": s_noise, "report": report}
     return StepCountingSampler(sample_restart, options, sampler.inpaint_options if sampler else {})

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .progress import Report
 from .tensors import digest_of, remembered
 
 DIGITS = 12
@@ -138,7 +139,7 @@ class Told:
         yield np.generic, lambda value: self.all("number", value.item())
         yield torch.Generator, lambda value: self.all("generator", value.get_state())
         yield weakref.ref, lambda value: self.all("reference", value())
-        yield logging.Logger, lambda value: join("logger")
+        yield (logging.Logger, Report), lambda value: join("speaks")
         yield LOCKS, lambda value: join("lock")
         yield (PurePath, uuid.UUID), lambda value: join(type(value).__name__, str(value))
 
