@@ -29,7 +29,7 @@ from .tensors import digest_of, remembered
 
 DIGITS = 12
 DEEPEST = 60  # containers in containers
-MOST = 50_000  # values
+MOST = 500_000  # values: several LoRAs have a hundred thousand
 SCALARS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.Size, enum.Enum)
 FUNCTIONS = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType, np.ufunc)
 TORCHS = frozenset(vars(nn.Module()))  # attributes of every module, with what it holds and its hooks
