@@ -36,6 +36,7 @@ class AfterGuidance:
     result so far, whoever added it. Functions of the result that come after are left alone, unless they guide by cfg.
 
     Outside of the percents, which are of the model's own time, the host's guidance is left as it is.
+    Raises ValueError for percents outside of [0, 1].
     """
 
     guidance: ProbabilisticGuidance
@@ -44,6 +45,11 @@ class AfterGuidance:
     end_percent: float
     seen: ModelsAnswer | None = None
     report: Report | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("start_percent", self.start_percent), ("end_percent", self.end_percent)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} of Probabilistic Guidance is {value:g}; it must be between 0 and 1.")
 
     def __call__(self, args: dict[str, Any]) -> Tensor:
         """D_c plus what was added to it, bounded. Raises ValueError for a sigma that is no number."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..choices import check_choice
 from ..contract import Noise, OnStep
 from .guidance import Earlier, Prediction, second_order
-from .mixture import Mixture, checked, choose, mean, sample, tempered
+from .mixture import LEAST_SIGMA, Mixture, checked, choose, mean, sample, tempered
 from .transition import Posterior, bridge, wide_std
 
 MODES = ("ode", "sde", "mean_narrow", "mean_wide")
@@ -160,8 +160,11 @@ def between(sigma: float, sigma_next: float, substeps: int, shift: float) -> lis
 
 
 def falling(sigmas: Tensor) -> list[float]:
-    """The sigmas as numbers. Raises ValueError unless they never rise and, but for rounding, lie within [0, 1]."""
-    nodes = [1.0 if 1 < sigma <= 1 + ROUNDING else float(sigma) for sigma in sigmas.tolist()]
+    """The sigmas as numbers, those too small to see as 0: a likelihood there has no place in float32.
+
+    Raises ValueError unless they never rise and, but for rounding, lie within [0, 1].
+    """
+    nodes = [1.0 if 1 < s <= 1 + ROUNDING else 0.0 if 0 <= s < LEAST_SIGMA else float(s) for s in sigmas.tolist()]
     if not all(1 >= a >= b >= 0 for a, b in pairwise(nodes)):
         raise ValueError(
             f"GMFlow steps over sigmas that fall from 1 or below to 0 or above; given: {[round(s, 4) for s in nodes]}. "

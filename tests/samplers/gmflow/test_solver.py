@@ -267,3 +267,17 @@ def test_a_model_that_fails_is_told_at_once(fails):
 
     with pytest.raises(ValueError, match="not numbers"):
         GMFlow()(broken, normal((1, 2, 1, 1), 0), sigmas(2))
+
+
+@pytest.mark.parametrize("mode", ["ode", "sde"])
+@pytest.mark.parametrize(
+    "nodes, same", [([0.5, 1e-38], [0.5, 0.0]), ([1.0000001, 0.5, 0.0], [1.0, 0.5, 0.0]), ([1, 1, 0.5, 0], [1, 0.5, 0])]
+)
+def test_sigmas_that_float32_cannot_tell_apart_are_one(mode, nodes, same):
+    """A likelihood at 1e-38 has no place in it, 1.0000001 is 1, and between equal ones there is no way to go."""
+    x = normal((1, 2, 1, 1), 0)
+    one, two = (
+        GMFlow(mode)(three_peaks(), x, torch.tensor(sigmas, dtype=torch.float64), noise=noise_of(x, 1))
+        for sigmas in (nodes, same)
+    )
+    assert torch.equal(one, two) and one.isfinite().all()
