@@ -74,7 +74,8 @@ class Counter:
 
     def finish(self) -> None:
         """Where fewer calls were needed than might have been."""
-        self.bar.update_absolute(self.total)
+        if self.done < self.total:
+            self.bar.update_absolute(self.total)
 
 
 class HostDenoiser:

@@ -8,7 +8,8 @@ import pytest
 from support.server import NOT_IN_LIST, Cancelled, HostError
 
 from .test_demo_server import custom_graph, draw, graph, middle, node
-from .test_dpm_solver_v3_server import files, run
+from .test_dpm_solver_v3_server import estimate_node, files, run, v3_graph
+from .test_guidance_server import guided_graph, spread_node
 
 SMALL = {"teacher_steps": 24, "trajectories": 2, "polish": 1, "start": "auto", "denoise": 1.0}
 
@@ -51,6 +52,28 @@ def test_a_search_is_loaded_in_a_second_workflow(server, saved):
     progress, text = run(server, schedule_graph(load_node(saved)))
     assert text.startswith("Searched for dpmpp_2m at cfg 3: use that sampler") and (4, 4) in progress
     assert "Made for 10 steps" in run(server, schedule_graph(load_node(saved, steps=12)))[1]
+
+
+@pytest.mark.parametrize(
+    "measures", [estimate_node(seed=8), spread_node(seed=8), search_node(seed=8, steps=1, polish=0)]
+)
+def test_a_measurement_is_queued_alone_and_runs_once_where_it_is_used(server, measures):
+    """At the end of a workflow; and in one that samples with it, which before was the only way."""
+    inputs = {number: part for number, part in graph("flow").items() if number in ("1", "2", "3", "4")}
+    progress, _ = run(server, inputs | {"50": measures})
+    (total,) = {total for value, total in progress if value == total > 30}
+    assert progress.count((total, total)) == 1
+
+    def used(seed: int) -> dict:
+        node_of = {"inputs": measures["inputs"] | {"seed": seed}, "class_type": measures["class_type"]}
+        if measures["class_type"] == "FewStepMeasureSpread":
+            return guided_graph(spread=node_of)
+        if measures["class_type"] == "FewStepEstimateStatistics":
+            return v3_graph(statistics=node_of)
+        return schedule_graph(node_of)
+
+    progress, _ = run(server, used(9))
+    assert progress.count((total, total)) == 1 and sum(value == 1 and of == total for value, of in progress) <= 1
 
 
 def test_the_same_search_costs_nothing_again(server, saved):

@@ -129,7 +129,7 @@ def test_less_noise_begins_where_the_hosts_simple_schedule_does():
 def test_the_teachers_nodes(kind, denoise):
     from fewstep.nodes.measuring.search import teacher_sigmas
 
-    asked = request(model(kind), teacher_steps=100, denoise=denoise)
+    asked = request(model(kind), teacher_steps=100, denoise=denoise, latent=torch.ones(1, 4, 16, 16))
     sigmas = teacher_sigmas(asked)
     assert 80 <= len(sigmas) <= 101
     assert all(high > low for high, low in pairwise(sigmas))
@@ -264,12 +264,13 @@ def test_statistics_belong_to_the_solver_that_uses_them():
 @pytest.mark.parametrize(
     "changed, words",
     [
-        ({"teacher_steps": 19}, "for 4 steps it must be 20 or more"),
+        ({"teacher_steps": 19}, "teacher_steps is 19; it must be a whole number from 20 to 1000"),
+        ({"steps": 13, "teacher_steps": 25}, "for 13 steps it must be 26 or more"),
         ({"steps": 40, "teacher_steps": 70}, "for 40 steps it must be 80 or more"),
         ({"denoise": 0.5}, "the latent is empty"),
-        ({"denoise": 0.0}, "must be above 0"),
+        ({"denoise": 0.0}, "must be a number above 0"),
         ({"denoise": 0.001, "latent": torch.ones(1, 4, 16, 16)}, "knows too few levels of noise"),
-        ({"cfg": 3000.0}, "did not reach a picture at cfg 3000"),
+        ({"cfg": 3000.0}, "at cfg 3000, did not reach a picture"),
     ],
 )
 def test_what_cannot_be_searched_is_said(changed, words):
@@ -282,7 +283,7 @@ def test_a_model_that_answers_with_nan_is_said():
 
     patcher = model("flow")
     fail(patcher, at=5)
-    with pytest.raises(ValueError, match="did not reach a picture"):
+    with pytest.raises(ValueError, match="NaN or infinite numbers at model call 6 while following the teacher"):
         searched(patcher)
 
 
@@ -370,9 +371,27 @@ def test_the_chart(found, monkeypatch):
     picture, remark = chart(found)
     assert picture is not None and picture.shape[0] == 1 and picture.shape[3] == 3 and remark == ""
     assert picture.std() > 0.05
+    assert not overlapping(found)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     picture, remark = chart(found)
     assert picture is None and "install matplotlib" in remark
+
+
+def overlapping(schedules: Schedules) -> list[str]:
+    """Texts below the bars that stand in each other's place, for errors of any size."""
+    from fewstep.nodes.measuring.chart import draw_errors
+    from matplotlib.figure import Figure
+
+    texts = []
+    for size in (1e-9, 1e-4, 1.0, 1e5):
+        compared = {name: [size * (i + 1)] * 3 for i, name in enumerate(schedules.facts["compared"])}
+        axes = Figure(figsize=(4, 3.6), dpi=110).subplots()
+        draw_errors(axes, Schedules(schedules.sigmas, schedules.facts | {"compared": compared}))
+        axes.figure.draw_without_rendering()
+        below = [text for text in axes.get_xticklabels() if text.get_text()] + [axes.xaxis.label, axes.xaxis.offsetText]
+        boxes = [(text.get_text(), text.get_window_extent()) for text in below if text.get_text()]
+        texts += [one for i, (one, box) in enumerate(boxes) for _, other in boxes[i + 1 :] if box.overlaps(other)]
+    return texts
 
 
 def test_the_batch_that_fits_is_one_at_least(monkeypatch):
