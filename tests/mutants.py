@@ -77,7 +77,7 @@ def reached() -> tuple[dict[str, dict[int, list[str]]], dict[str, float]]:
     code = pytest.main([*ARGUMENTS, "-x", *TESTS], plugins=[watch])
     measured.stop()
     if code:
-        raise SystemExit("The tests fail as they are; mend them first.")
+        raise SystemExit(1)
     data = measured.get_data()
     lines: dict[str, dict[int, list[str]]] = {}
     for file in data.measured_files():
@@ -90,9 +90,13 @@ def in_child(work, *arguments):
     receiver, sender = forking.Pipe(duplex=False)
     process = forking.Process(target=lambda: sender.send(work(*arguments)))
     process.start()
-    result = receiver.recv()
-    process.join()
-    return result
+    sender.close()  # then its end is seen when the child ends
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise SystemExit("The tests fail as they are; mend them first.") from None
+    finally:
+        process.join()
 
 
 # ---------------------------------------------------------------------------------------------------------
