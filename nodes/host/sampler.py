@@ -129,11 +129,10 @@ def sample_restart(
     sampler = innermost(sampler)
     inner: Solver = HostSolver(sampler, model, extra_args) if sampler else heun
     report = reporter(callback, nodes, disable)
-    given = sigmas if sigmas.is_floating_point() else nodes.float()
     end = restart(
         denoiser(model, extra_args),
         x,
-        nodes if sampler is None else given.detach().cpu(),
+        nodes if sampler is None else nodes.to(sigmas.dtype if sigmas.is_floating_point() else torch.float32),
         noise=noise,
         on_step=report,
         inner=inner,
@@ -150,7 +149,7 @@ def innermost(sampler: comfy.samplers.KSAMPLER | None) -> comfy.samplers.KSAMPLE
 
     Raises ValueError where they go round in a circle.
     """
-    seen = []
+    seen: list[comfy.samplers.KSAMPLER] = []
     while sampler is not None and sampler.sampler_function is sample_restart:
         if any(sampler is one for one in seen):
             raise ValueError(
