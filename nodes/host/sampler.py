@@ -132,7 +132,7 @@ def sample_restart(
     end = restart(
         denoiser(model, extra_args),
         x,
-        nodes if sampler is None else nodes.to(sigmas.dtype if sigmas.is_floating_point() else torch.float32),
+        nodes if sampler is None else nodes.float(),  # the host's own; uni_pc knows no other
         noise=noise,
         on_step=report,
         inner=inner,

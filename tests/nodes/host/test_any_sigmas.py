@@ -130,6 +130,7 @@ KINDS = st.sampled_from(["eps", "edm", "flow"])
 @example("eps", torch.tensor([14, 3, 0]), "dpm_adaptive")
 @example("eps", torch.tensor([1e6, 1.0, 0.0]), "dpm_adaptive")
 @example("eps", torch.tensor([14.6146, 1.0000001, 1.0]), "dpmpp_sde")
+@example("eps", torch.tensor([14.6, 1.0, 0.5, 0.0]).double(), "uni_pc")
 @example("flow", torch.tensor([0.0, 1.0, 0.5]), None)
 def test_restart_sampler(kind, sigmas, inner):
     import comfy.samplers
