@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from fewstep.nodes.host.progress import Report
 from fewstep.samplers.dpm_solver_v3 import Options, Statistics
 from fewstep.samplers.dpm_solver_v3.measured import Measured
 from support.mixture import Mixture, picture_like
@@ -50,19 +51,17 @@ def sigmas_of(kind: str, scheduler: str, steps: int) -> torch.Tensor:
     return comfy.samplers.calculate_sigmas(model(kind).get_model_object("model_sampling"), scheduler, steps)
 
 
-def draw(kind: str, sigmas, statistics=None, use="always", single=False, said=None, monkeypatch=None, **given):
-    """Four pictures; `said` collects what the node says."""
+def draw(kind: str, sigmas, statistics=None, use="always", single=False, report=None, **given):
+    """Four pictures; `report` is the node's."""
     import comfy.sample
     from fewstep.nodes.host import dpm_solver_v3 as module
     from support.host_mixture import label_conditioning
 
-    if said is not None:
-        monkeypatch.setattr(module, "show_text", lambda node_id, text: said.append(text))
     patcher = given.pop("patcher", None) or model(kind, single)
     noise = given.pop("noise", torch.randn((4, 4, 16, 16), generator=torch.Generator().manual_seed(0)))
     latent = given.pop("latent", torch.zeros(4, 4, 16, 16))
     labels = label_conditioning(given.pop("labels", [0] * 4 if single else [0, 3, 5, 1]))
-    sampler = module.dpm_solver_v3_sampler(module.Choice(Options(**given), statistics, "data", use, None))
+    sampler = module.dpm_solver_v3_sampler(module.Choice(Options(**given), statistics, "data", use, report))
     return comfy.sample.sample_custom(
         patcher, noise, 1.0, sampler, sigmas, labels, label_conditioning([-1] * 4), latent, disable_pbar=True, seed=0
     )
@@ -85,14 +84,14 @@ def test_statistics_that_are_all_noise_ruin_no_picture(kind, scheduler, steps):
     assert drawn.square().mean() < 4 * plain.square().mean().clamp(min=1)
 
 
-def test_what_was_held_back_is_said(monkeypatch):
-    said: list[str] = []
+def test_what_was_held_back_is_said():
+    said = Report(None)
     table = measured("eps", single=True, pooling="spectral")
-    draw("eps", sigmas_of("eps", "beta", 5), table, single=True, said=said, monkeypatch=monkeypatch)
-    assert "of 5 steps led further than a picture can be, and were made at order 1" in said[-1]
-    said.clear()
-    draw("eps", sigmas_of("eps", "beta", 5), measured("eps"), said=said, monkeypatch=monkeypatch)
-    assert said[-1] == "5 calls with statistics."
+    draw("eps", sigmas_of("eps", "beta", 5), table, single=True, report=said)
+    assert "of 5 steps led further than a picture can be, and were made at order 1" in said.entry["text"]
+    said = Report(None)
+    draw("eps", sigmas_of("eps", "beta", 5), measured("eps"), report=said)
+    assert said.entry["text"] == "5 calls with statistics."
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
@@ -123,19 +122,19 @@ def test_a_step_without_a_finite_result_is_made_without_the_statistics():
 
 
 @pytest.mark.parametrize("steps, used", [(1, False), (2, False), (4, False), (5, True), (8, True)])
-def test_statistics_are_not_used_at_fewer_calls_than_were_checked(steps, used, monkeypatch):
-    said: list[str] = []
-    draw("eps", sigmas_of("eps", "beta", steps), measured("eps"), "when_checked", said=said, monkeypatch=monkeypatch)
-    assert ("with statistics" in said[-1]) == used
-    assert used or "statistics are checked from 5 calls on" in said[-1]
+def test_statistics_are_not_used_at_fewer_calls_than_were_checked(steps, used):
+    said = Report(None)
+    draw("eps", sigmas_of("eps", "beta", steps), measured("eps"), "when_checked", report=said)
+    assert ("with statistics" in said.entry["text"]) == used
+    assert used or "statistics are checked from 5 calls on" in said.entry["text"]
 
 
-def test_a_part_of_a_schedule_is_held_to_its_part_of_the_calls(monkeypatch):
+def test_a_part_of_a_schedule_is_held_to_its_part_of_the_calls():
     """The last 3 of 8 steps, as Split Sigmas gives them: their steps are as short as in the whole."""
-    said: list[str] = []
+    said = Report(None)
     sigmas = sigmas_of("eps", "beta", 8)
-    draw("eps", sigmas[-4:], measured("eps"), "when_checked", said=said, monkeypatch=monkeypatch)
-    assert said[-1].startswith("3 calls with statistics")
+    draw("eps", sigmas[-4:], measured("eps"), "when_checked", report=said)
+    assert said.entry["text"].startswith("3 calls with statistics")
 
 
 @pytest.mark.parametrize(
@@ -149,13 +148,13 @@ def test_a_part_of_a_schedule_is_held_to_its_part_of_the_calls(monkeypatch):
         ("flow", "sgm_uniform", 5, True),
     ],
 )
-def test_statistics_are_not_used_over_longer_steps_than_were_checked(kind, scheduler, steps, used, monkeypatch):
-    said: list[str] = []
+def test_statistics_are_not_used_over_longer_steps_than_were_checked(kind, scheduler, steps, used):
+    said = Report(None)
     sigmas = sigmas_of(kind, scheduler, steps)
-    drawn = draw(kind, sigmas, measured(kind), "when_checked", said=said, monkeypatch=monkeypatch)
-    assert ("with statistics" in said[-1]) == used
+    drawn = draw(kind, sigmas, measured(kind), "when_checked", report=said)
+    assert ("with statistics" in said.entry["text"]) == used
     if not used:
-        assert "take the schedule beta, or more steps" in said[-1]
+        assert "take the schedule beta, or more steps" in said.entry["text"]
         assert torch.equal(drawn, draw(kind, sigmas))
 
 
@@ -182,20 +181,20 @@ def test_repeated_sigmas_are_no_steps():
 
 
 @pytest.mark.parametrize("kind, top", [("eps", 14.6), ("flow", 0.995)])
-def test_unsampling_and_sampling_again_gives_the_picture_back(kind, top, monkeypatch):
+def test_unsampling_and_sampling_again_gives_the_picture_back(kind, top):
     """Rising sigmas, as Flip Sigmas makes them; the host's euler is an order worse."""
     import comfy.sample
     import comfy.samplers
     from support.host_mixture import label_conditioning
 
-    said: list[str] = []
+    said = Report(None)
     latent, nothing = picture_like().sample(4, seed=1).float(), torch.zeros(4, 4, 16, 16)
     ratios = torch.logspace(math.log10(14.6 if kind == "eps" else 199.0), -2, 30)
     down = ratios if kind == "eps" else ratios / (1 + ratios)
     up = torch.cat([torch.tensor([1e-4]), down.flip(0)])
     labels, any_class = [label_conditioning([-1] * 4)] * 2, [-1] * 4
     given = {"noise": nothing, "labels": any_class}
-    ours = draw(kind, up, measured(kind), latent=latent, said=said, monkeypatch=monkeypatch, **given)
+    ours = draw(kind, up, measured(kind), latent=latent, report=said, **given)
     euler = comfy.samplers.sampler_object("euler")
     theirs = comfy.sample.sample_custom(model(kind), nothing, 1.0, euler, up, *labels, latent, seed=0)
     errors = []
@@ -203,7 +202,7 @@ def test_unsampling_and_sampling_again_gives_the_picture_back(kind, top, monkeyp
         back = draw(kind, torch.cat([down, torch.zeros(1)]), latent=noised, order=3, **given)
         errors.append((back - latent).square().mean().item())
     assert errors[0] < 1e-3 and errors[0] < errors[1] / 5
-    assert "data prediction: statistics are for falling sigmas, and these rise" in said[0]
+    assert "data prediction: statistics are for falling sigmas, and these rise" in said.entry["text"]
 
 
 def test_unsampling_up_to_nothing_but_noise_stays_finite():
@@ -221,11 +220,11 @@ def test_unsampling_up_to_nothing_but_noise_stays_finite():
     assert (back - x0).square().mean() < 0.01
 
 
-def test_a_model_that_answers_nan_is_said_with_its_step(monkeypatch):
+def test_a_model_that_answers_nan_is_said_with_its_step():
     from support.host_mixture import fail, mixture_model
 
     patcher = mixture_model(picture_like(), "eps")
-    said: list[str] = []
+    said = Report(None)
     fail(patcher, at=4)
-    draw("eps", sigmas_of("eps", "beta", 8), patcher=patcher, said=said, monkeypatch=monkeypatch)
-    assert "NaN or infinity at step " in said[-1] and "items 0, 1, 2, 3 of the batch" in said[-1]
+    draw("eps", sigmas_of("eps", "beta", 8), patcher=patcher, report=said)
+    assert "NaN or infinity at step " in said.entry["text"] and "items 0, 1, 2, 3 of the batch" in said.entry["text"]

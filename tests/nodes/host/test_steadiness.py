@@ -63,12 +63,10 @@ def noise(count: int = 3, size: int = 16) -> Tensor:
 
 def draw(way: str, x: Tensor, seed: int = 7, euler: bool = False) -> Tensor:
     """As the host samples it; euler: the host's own sampler under the same guidance."""
-    variant = "gmflow" if way.startswith("gmflow") else "flow"
-    sigmas = (
-        [1.0, 0.8, 0.5, 0.8, 0.5, 0.2, 0.0] if way.startswith("restart") and not euler else [1.0, 0.8, 0.5, 0.2, 0.0]
-    )
+    jumps = [0.8, 0.5] if way.startswith("restart") and not euler else []
+    sigmas = torch.tensor([1.0, 0.8, 0.5, *jumps, 0.2, 0.0])
     sampler = sampler_of("euler" if euler else way)
-    guider = guider_of(way, variant)
+    guider = guider_of(way, "gmflow" if way.startswith("gmflow") else "flow")
     return guider.sample(x, torch.zeros_like(x), sampler, sigmas, disable_pbar=True, seed=seed)
 
 
