@@ -84,7 +84,7 @@ class FewStepDPMSolverV3(io.ComfyNode):
                     default="when_checked",
                     optional=True,
                     tooltip="when_checked: statistics are used at those numbers of calls where they won their own "
-                    "check. always, never: for comparing.",
+                    "check, and over no longer steps than it had. always, never: for comparing.",
                 ),
             ],
             outputs=[io.Sampler.Output()],

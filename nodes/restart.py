@@ -89,8 +89,9 @@ class FewStepRestartSchedule(io.ComfyNode):
                     "preset",
                     options=list(PRESETS),
                     default="a1111",
-                    tooltip="A published list of restarts; connected intervals replace it. a1111: needs 20 steps or "
-                    "more. sd_cfg: by guidance scale. cifar10 and imagenet64: from the paper, by its model calls.",
+                    tooltip="A published list of restarts; connected intervals replace it. a1111: from 20 steps on; a "
+                    "shorter schedule is passed on. sd_cfg: by guidance scale. cifar10 and imagenet64: from the paper, "
+                    "by its model calls.",
                 ),
                 io.Combo.Input(
                     "budget",

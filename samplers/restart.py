@@ -10,6 +10,7 @@ from torch import Tensor
 from .contract import Denoiser, Noise, OnStep, Solver
 from .heun import heun
 from .noise_law import VARIANCE_EXPLODING, NoiseLaw
+from .sigmas import kept_places
 
 
 def restart(
@@ -46,8 +47,7 @@ def falling_runs(sigmas: Tensor) -> list[Tensor]:
 
     A step that goes nowhere would cost a call, and multistep samplers divide by its length.
     """
-    values = sigmas.tolist()
-    kept = sigmas[[i for i, sigma in enumerate(values) if i == 0 or sigma != values[i - 1]]]
+    kept = sigmas[kept_places(sigmas.tolist())]
     tops = [i + 1 for i, (a, b) in enumerate(pairwise(kept.tolist())) if b > a]
     return list(torch.tensor_split(kept, tops))
 

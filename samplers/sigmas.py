@@ -11,7 +11,7 @@ from torch import Tensor
 from .noise_law import ROUNDING, NoiseLaw
 
 HIGHEST = 1e6  # in the latents' float32 next to nothing of a picture is left beside noise of this strength
-SMALLEST = torch.finfo(torch.float32).tiny  # what lies below is 0 for the host
+NOTHING = 1e-6  # noise, and changes of it, that the float32 of a latent does not show
 
 
 def checked_sigmas(sigmas: Tensor | Sequence[float], law: NoiseLaw) -> list[float]:
@@ -30,7 +30,7 @@ def checked_sigmas(sigmas: Tensor | Sequence[float], law: NoiseLaw) -> list[floa
     for number, sigma in enumerate(values, start=1):
         if not 0 <= sigma <= highest:
             raise ValueError(f"Number {number} of the {len(values)} sigmas is {sigma:g}; {allowed(sigma, law)}")
-    return [0.0 if sigma < SMALLEST else min(sigma, 1.0) if law.is_flow else sigma for sigma in values]
+    return [0.0 if sigma < NOTHING else min(sigma, 1.0) if law.is_flow else sigma for sigma in values]
 
 
 def allowed(sigma: float, law: NoiseLaw) -> str:
@@ -40,6 +40,20 @@ def allowed(sigma: float, law: NoiseLaw) -> str:
     return f"each must be a number from 0 to {1 if law.is_flow else HIGHEST:g}. Look at the node that made them."
 
 
+def is_repeat(sigma: float, before: float) -> bool:
+    """Whether a step between the two goes nowhere. The Brownian noise of SDE samplers never comes back from such."""
+    return abs(sigma - before) <= NOTHING * max(sigma, before, 1.0)
+
+
+def kept_places(sigmas: Sequence[float]) -> list[int]:
+    """Numbers of the sigmas without those that repeat the one kept before them."""
+    kept: list[int] = []
+    for i, sigma in enumerate(sigmas):
+        if not kept or not is_repeat(sigma, sigmas[kept[-1]]):
+            kept.append(i)
+    return kept
+
+
 def without_repeats(sigmas: Sequence[float]) -> list[float]:
-    """The sigmas without those that equal the one before them: a step that goes nowhere is none."""
-    return [sigma for i, sigma in enumerate(sigmas) if i == 0 or sigma != sigmas[i - 1]]
+    """The sigmas without steps that go nowhere."""
+    return [sigmas[i] for i in kept_places(sigmas)]

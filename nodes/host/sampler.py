@@ -136,11 +136,10 @@ def sample_restart(
     sampler = innermost(sampler)
     inner: Solver = HostSolver(sampler, model, extra_args) if sampler else heun
     watch = reporter(callback, nodes, disable)
-    given = sigmas if sigmas.is_floating_point() else nodes.float()
     end = restart(
         denoiser(model, extra_args),
         x,
-        nodes if sampler is None else given.detach().cpu(),
+        nodes if sampler is None else nodes.float(),  # the host's own; uni_pc knows no other
         noise=noise,
         on_step=watch,
         inner=inner,

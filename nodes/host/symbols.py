@@ -10,6 +10,11 @@ from collections.abc import Iterable
 
 SYMBOLS = (
     "comfy.conds.CONDRegular",
+    "comfy.controlnet.ControlBase",
+    "comfy.hooks.Hook",
+    "comfy.hooks.HookGroup",
+    "comfy.hooks.HookKeyframe",
+    "comfy.hooks.HookKeyframeGroup",
     "comfy.latent_formats.LatentFormat",
     "comfy.latent_formats.SD15",
     "comfy.ldm.modules.attention.optimized_attention",
@@ -28,8 +33,10 @@ SYMBOLS = (
     "comfy.model_patcher.create_model_options_clone",
     "comfy.model_sampling.ModelSamplingDiscrete",
     "comfy.ops.manual_cast",
+    "comfy.patcher_extension.WrapperExecutor",
     "comfy.patcher_extension.WrappersMP",
     "comfy.patcher_extension.add_wrapper",
+    "comfy.patcher_extension.get_all_wrappers",
     "comfy.sample.fix_empty_latent_channels",
     "comfy.samplers.CFGGuider",
     "comfy.samplers.KSAMPLER",

@@ -24,6 +24,7 @@ from .integrals import RULES, Rule, integrate, moments
 from .statistics import Statistics
 
 MOST_FEATURES = 2**14  # at a time, so that statistics per pixel do not fill the memory
+LARGEST = torch.finfo(torch.float32).max ** 0.5  # of a coefficient: the latents it is multiplied with are float32
 STAND_IN = 0.5  # lambda by which the node that stands for one at -inf lies before the first finite one
 
 
@@ -72,7 +73,7 @@ def step_coefficients(
         step = along_the_table(statistics, chosen, lam_to, pseudo, quadrature)
     weights = torch.zeros(len(nodes), *statistics.features, dtype=torch.float64)
     weights[used] = step.weights
-    if not all(part.isfinite().all() for part in (step.a, step.bias, weights)):
+    if not all((part.abs() < LARGEST).all() for part in (step.a, step.bias, weights)):
         raise NoFiniteStep(
             f"With these statistics a step from lambda {nodes[0]:.3g} to {lam_to:.3g} has no finite result. "
             "Measure them with more images, or take more steps."

@@ -124,7 +124,7 @@ def rms(x: Tensor) -> Tensor:
 
 
 def held_back(x: Tensor, base: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
-    """x, or `base` in items where x is further from it than `reach` (B,) or no number; and which items these are, (B,)."""
+    """x, or `base` in items where x is further from it than `reach` (B,) or no number; and which items are, (B,)."""
     too_far = ~(rms(x - base) <= reach)
     return torch.where(too_far.view(-1, *[1] * (x.ndim - 1)), base, x), too_far
 

@@ -49,7 +49,7 @@ def sample(patcher, inner: str | None = None, seed: int = 7, items: slice = EVER
     noise = given.pop("noise", start_noise())[items]
     latent = given.pop("latent", torch.zeros(4, 4, 16, 16))[items]
     sampler = restart_sampler(inner and comfy.samplers.sampler_object(inner), given.pop("s_noise", 1.0))
-    labels = [LABELS, [-1] * 4]
+    labels = [[0] * 4 if given.pop("same_label", False) else LABELS, [-1] * 4]
     conditioning = [label_conditioning(part[items]) for part in labels]
     sigmas = given.pop("sigmas", None)
     sigmas = schedule(patcher) if sigmas is None else sigmas
@@ -92,6 +92,16 @@ def test_items_that_start_from_the_same_latent_without_noise_still_part():
     drawn = sample(mixture("eps"), latent=latent, noise=torch.zeros(4, 4, 16, 16), sigmas=sigmas)
     apart = (drawn[0] - drawn[1:]).square().flatten(1).mean(1)
     assert apart.min() > 0.01
+
+
+def test_pictures_that_the_person_made_equal_stay_equal():
+    """Latent Batch Seed Behavior "fixed", or a batch index twice: the same noise and the same latent, one picture."""
+    noise = start_noise()[[1, 1, 2, 1]]
+    patcher = mixture("eps")
+    drawn = sample(patcher, noise=noise, same_label=True)
+    for item in (1, 3):
+        torch.testing.assert_close(drawn[item], drawn[0], atol=2e-4, rtol=0)
+    assert (drawn[2] - drawn[0]).square().mean() > 0.1
 
 
 def test_the_noise_of_a_jump_is_new_and_leaves_the_global_generator_alone():
@@ -238,3 +248,87 @@ def test_a_sampler_that_is_not_the_hosts_kind_is_refused_in_words():
 
     with pytest.raises(TypeError, match="cannot be restarted.*Connect another"):
         restart_sampler(object(), 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Sigmas from other nodes
+
+
+@pytest.mark.parametrize("inner", [None, "euler", "dpmpp_2m_sde", "dpm_fast", "dpm_adaptive"])
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+@pytest.mark.parametrize(
+    "sigmas, words",
+    [
+        ([float("nan"), 0.5, 0.0], "Number 1 of the 3 sigmas is nan"),
+        ([0.9, 0.5, float("inf")], "Number 3 of the 3 sigmas is inf"),
+        ([0.9, 0.5, -0.5], "Number 3 of the 3 sigmas is -0.5"),
+        ([1e30, 0.5, 0.0], r"Number 1 of the 3 sigmas is 1e\+30"),
+    ],
+)
+def test_sigmas_that_are_no_schedule_are_refused_before_the_first_call(kind, inner, sigmas, words):
+    from support.host_mixture import fail
+
+    patcher = mixture(kind)
+    fail(patcher, at=0, error=AssertionError("the model was called"))
+    with pytest.raises(ValueError, match=words):
+        sample(patcher, inner, sigmas=torch.tensor(sigmas))
+
+
+def test_sigmas_of_another_kind_of_model_are_refused_on_a_flow_model():
+    """dpm_fast and dpm_adaptive never came back from them."""
+    for inner in (None, "dpm_fast", "dpm_adaptive"):
+        with pytest.raises(ValueError, match="on a flow model 1 is the highest"):
+            sample(mixture("flow"), inner, sigmas=torch.tensor([14.6, 3.0, 0.0]))
+
+
+@pytest.mark.parametrize("inner", [None, "euler", "dpmpp_2m_sde", "dpmpp_sde", "dpm_adaptive"])
+def test_whole_numbers_repeats_and_trailing_zeros_are_a_schedule(inner):
+    plain = sample(mixture("eps"), inner, sigmas=torch.tensor([14.0, 7.0, 3.0, 1.0, 3.0, 1.0, 0.0]))
+    for sigmas in (torch.tensor([14, 7, 3, 1, 3, 1, 0]), torch.tensor([14.0, 7, 7, 3, 1, 3, 3, 1, 1, 0, 0, 0])):
+        drawn = sample(mixture("eps"), inner, sigmas=sigmas)
+        torch.testing.assert_close(drawn, plain)
+
+
+@pytest.mark.parametrize("inner", [None, "euler", "dpmpp_2m_sde", "dpmpp_sde"])
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_a_schedule_without_a_step_hands_the_latent_on(kind, inner):
+    latent = picture_like().sample(4, seed=1).float()
+    drawn = sample(mixture(kind), inner, latent=latent, noise=torch.zeros(4, 4, 16, 16), sigmas=torch.tensor([0.5]))
+    torch.testing.assert_close(drawn, latent, atol=1e-5, rtol=0)
+    assert torch.equal(sample(mixture(kind), inner, latent=latent, sigmas=torch.empty(0)), latent)
+
+
+def test_a_restart_sampler_inside_another_is_what_is_inside_it():
+    import comfy.samplers
+    from fewstep.nodes.host.sampler import innermost, restart_sampler
+
+    euler = comfy.samplers.sampler_object("euler")
+    assert innermost(restart_sampler(restart_sampler(euler, 1.0), 1.0)) is euler
+    assert innermost(restart_sampler(restart_sampler(None, 1.0), 1.0)) is None
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_restart_samplers_in_a_circle_are_refused_in_words(length):
+    import comfy.sample
+    from fewstep.nodes.host.sampler import restart_sampler
+    from support.host_mixture import label_conditioning
+
+    circle = [restart_sampler(None, 1.0) for _ in range(length)]
+    for number, sampler in enumerate(circle):
+        sampler.extra_options["sampler"] = circle[number - 1]
+    patcher = mixture("eps")
+    with pytest.raises(ValueError, match="its own inner sampler. Connect an ordinary sampler"):
+        conditioning = label_conditioning(LABELS), label_conditioning([-1] * 4)
+        latent = torch.zeros(4, 4, 16, 16)
+        comfy.sample.sample_custom(patcher, start_noise(), 1.0, circle[0], schedule(patcher), *conditioning, latent)
+
+
+@pytest.mark.parametrize("inner", [None, "euler"])
+def test_a_model_that_answers_nan_is_said_with_its_step(inner, caplog):
+    from support.host_mixture import fail
+
+    patcher = mixture("eps")
+    fail(patcher, at=7)
+    sample(patcher, inner)
+    said = [record.message for record in caplog.records if "NaN" in record.message]
+    assert len(said) == 1 and "at step " in said[0] and "items 0, 1, 2, 3" in said[0]
