@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import comfy.sample
+import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -27,7 +27,7 @@ class Range(NamedTuple):
 
     def check(self, name: str, value: Any) -> None:
         """Raises ValueError for what is no whole number in it."""
-        if not isinstance(value, Integral) or not self.least <= value <= self.most:
+        if not isinstance(value, (int, np.integer)) or not self.least <= value <= self.most:
             raise ValueError(f"{name} is {value!r}; it must be a whole number from {self.least} to {self.most}.")
 
 
@@ -124,7 +124,7 @@ def latent_for(model: ModelPatcher, latent: dict[str, Any]) -> Tensor:
     Raises ValueError for what is no LATENT, and for nested ones.
     """
     check_model(model)
-    samples = latent.get("samples") if isinstance(latent, dict) else None
+    samples: Any = latent.get("samples") if isinstance(latent, dict) else None
     if not hasattr(samples, "is_nested"):
         raise ValueError(
             f"latent_image is {described(latent)}, without samples; it must be a LATENT. Connect an empty latent or an "

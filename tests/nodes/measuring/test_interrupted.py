@@ -78,7 +78,8 @@ class Asked:
     def __init__(self, name: str):
         self.node, self.changes, self.patcher = node_class(name), QUESTIONS[name], model()
         network = self.patcher.model.diffusion_model
-        self.calls, self.at, self.error = 0, -1, None
+        self.calls, self.at = 0, -1
+        self.error: BaseException = AssertionError("no error was asked for")
         original = network.denoise
 
         def denoise(x, sigma, labels):
@@ -93,7 +94,7 @@ class Asked:
         """All numbers of the result. at: the model call, from 1, that raises `error`."""
         from support.host_mixture import label_conditioning
 
-        self.calls, self.at, self.error = 0, at, error
+        self.calls, self.at, self.error = 0, at, error or self.error
         prompts = {"positive": label_conditioning([0]), "negative": label_conditioning([-1])}
         given = {"model": self.patcher} | prompts | COMMON | self.changes | changed
         return numbers_of(self.node.execute(**given).args[-1])

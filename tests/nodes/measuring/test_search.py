@@ -385,9 +385,10 @@ def overlapping(schedules: Schedules) -> list[str]:
     texts = []
     for size in (1e-9, 1e-4, 1.0, 1e5):
         compared = {name: [size * (i + 1)] * 3 for i, name in enumerate(schedules.facts["compared"])}
-        axes = Figure(figsize=(4, 3.6), dpi=110).subplots()
+        figure = Figure(figsize=(4, 3.6), dpi=110)
+        axes = figure.subplots()
         draw_errors(axes, Schedules(schedules.sigmas, schedules.facts | {"compared": compared}))
-        axes.figure.draw_without_rendering()
+        figure.draw_without_rendering()
         below = [text for text in axes.get_xticklabels() if text.get_text()] + [axes.xaxis.label, axes.xaxis.offsetText]
         boxes = [(text.get_text(), text.get_window_extent()) for text in below if text.get_text()]
         texts += [one for i, (one, box) in enumerate(boxes) for _, other in boxes[i + 1 :] if box.overlaps(other)]
