@@ -23,7 +23,7 @@ from .plan import (
 from .presets import PRESETS
 
 # Ten restarts at 8, 12 and 16 steps in all, by benchmarks/restart.py's distance: with euler inside all were worse than
-# none, on exact eps and flow models; with dpmpp_2m on karras this one came from 73 to 15 at 8 steps, and was even above.
+# none, on exact eps and flow models; with dpmpp_2m on karras this one came from 73 to 15 at 8 steps, even above.
 SHORT_ADVICE = (
     "So few steps are better spent on the schedule itself; with dpmpp_2m inside, on karras, an interval of your "
     "own from 0.3 to 2 with 3 steps can help."
