@@ -100,17 +100,22 @@ def test_a_schedule_split_inside_a_restart_still_runs(server):
     assert red > 0.6 and green < 0.6 and blue < 0.5
 
 
+def test_a_schedule_too_short_for_the_default_preset_draws_with_its_own_steps(server):
+    totals = []
+    server.run(restart_graph("eps", steps=12), lambda value, total: totals.append(total))
+    assert max(totals) == 12
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"steps": 12}, "no restart for 12 steps.*20 steps or more"),
         ({"intervals": [interval(2.0, 0.1)]}, "given: 2 to 0.1.*larger"),
         ({"intervals": [interval(0.1, 90.0)]}, "above the first sigma of the schedule"),
         ({"intervals": [interval(0.1, 1.0), interval(0.5, 2.0)]}, "overlap"),
         ({"intervals": [interval(30, 3, 4, 1, "step")]}, "beyond the schedule of 20 steps"),
         ({"intervals": [interval(steps=40)]}, "Give the scheduler"),
     ],
-    ids=["too few steps", "upside down", "too high", "overlap", "no such step", "no room"],
+    ids=["upside down", "too high", "overlap", "no such step", "no room"],
 )
 def test_bad_input_is_said_on_the_node(server, change, words):
     with pytest.raises(HostError, match=f"FewStepRestart(Interval|Schedule): .*{words}"):

@@ -223,3 +223,14 @@ def test_statistics_and_schedules_are_measured_at_the_strength_and_told_apart():
     for lam in (-2.0, 0.0, 2.0):
         assert tables[1].l_at(lam).item() == pytest.approx(tables[0].l_at(lam).item(), abs=0.05)
     assert requests[1].facts["noise_scale"] == STRENGTH and "noise_scale" not in requests[0].facts
+
+
+def test_a_search_weighs_the_nodes_by_the_size_of_the_latents_there():
+    """sqrt(alpha^2 + c^2 sigma^2), so that errors at high noise do not count as much more."""
+    from fewstep.schedulers.optimal_steps import Euler, Task, Teacher
+    from fewstep.schedulers.optimal_steps.search import Promise
+
+    law = NoiseLaw(is_flow=True, scale=STRENGTH)
+    teacher = Teacher((0.5,), (), (), torch.zeros(1))
+    task = Task(lambda x, sigma: x, Euler(), law, teacher, lambda sigma: torch.zeros(1))
+    assert Promise(task, 1).scales == [pytest.approx((0.25 + 16) ** -0.5)]
