@@ -34,7 +34,7 @@ VISION = ["torchvision==0.28.0"]
 AUDIO = ["torchaudio==2.11.0"]
 TOOLS = ["requests", "websocket-client", "matplotlib"]
 TESTS = ["pytest==8.4.2", "ruff==0.14.5", "mypy==1.18.2", "types-requests", "playwright>=1.50"]
-TESTS += ["hypothesis==6.155.2"]
+TESTS += ["hypothesis==6.155.2", "pytest-xdist==3.8.0"]
 NEEDED_BYTES = 3 * 2**30
 
 
@@ -254,7 +254,7 @@ def command_line(command: str, python: Path, rest: list[str]) -> list[str]:
     if command == "test":
         pytest = python.with_name("pytest.exe" if sys.platform == "win32" else "pytest")
         chosen = any(not a.startswith("-") and Path(a.split("::")[0]).exists() for a in rest)
-        where = [] if chosen else [str(ROOT / "tests")]
+        where = [] if chosen else [str(ROOT / "tests"), "-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile"]
         return [str(pytest), "-c", str(ROOT / "tests" / "pytest.ini"), *where, *rest]
     if command == "python":
         return [str(python), *rest]

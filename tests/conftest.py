@@ -8,7 +8,9 @@ import pytest
 import torch
 from support.server import serving
 
-torch.set_num_threads(int(os.environ.get("FEWSTEP_THREADS") or os.cpu_count() or 1))
+# One thread each where several processes share the tests; FEWSTEP_THREADS says how many otherwise.
+ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+torch.set_num_threads(int(os.environ.get("FEWSTEP_THREADS") or (ALONE and os.cpu_count()) or 1))
 
 
 @pytest.fixture(scope="session")
