@@ -300,18 +300,23 @@ def test_a_model_whose_answers_are_huge_is_said(kind, size, node):
             run(node, patcher, latent=mixture().sample(1, 3).float(), images=2)
 
 
-def test_statistics_that_cannot_be_stepped_with_lose_their_check(monkeypatch):
-    """The coefficients overflow float32: not an error of the person's, and not the end of the measurement."""
+@pytest.mark.parametrize("s", [80.0, 8000.0, -8000.0])
+def test_statistics_that_cannot_be_stepped_with_lose_their_check(monkeypatch, s):
+    """The coefficients overflow float32: not an error of the person's, and not the end of a measurement or a search."""
     from fewstep.nodes.measuring import estimate as module
     from fewstep.samplers.dpm_solver_v3 import Statistics
+    from fewstep.samplers.dpm_solver_v3.measured import Measured
 
     lam = torch.linspace(-3, 4, 8)
     zero = torch.zeros(8, 1, 1, 1)
-    steep = Statistics(lam, zero, zero + 80.0, zero + 1.0)
+    steep = Statistics(lam, zero, zero + s, zero + 1.0)
     original = module.solver_for
     monkeypatch.setattr(module, "solver_for", lambda table, *rest: original(None if table is None else steep, *rest))
     check = run("estimate", model()).facts["check"]
-    assert all(errors["without"] < 1 < errors["2"] for errors in check.values())
+    assert all(errors["without"] < errors["2"] < 1e6 for errors in check.values())
+    measured = Measured(steep, {})
+    schedules = run("search", model(), solver="dpm_solver_v3", statistics=measured)
+    assert all(math.isfinite(sigma) for sigmas in schedules.sigmas.values() for sigma in sigmas)
 
 
 # ---------------------------------------------------------------------------------------------------------
