@@ -25,8 +25,8 @@ PREDICTIONS = {"data": Statistics.data_prediction, "noise": Statistics.noise_pre
 USES = ("when_checked", "always", "never")
 REMEDY = "Measure statistics on this model."
 CHECK_SCHEDULE = "beta"  # on which statistics are checked
-# By how much a step may be longer than the longest on which they helped. On exact models and the demo model they helped
-# in 27 of 28 schedules up to 1.25, and did worse than none in 9 of 28 beyond.
+# By how much a step may be longer than the longest on which they helped. On exact models and the demo model, 5 to 20
+# calls on eight schedules, they helped in 50 of 51 runs with a step up to this, and harmed in 12 of 44 beyond.
 HOP_BEYOND = 1.25
 NEAR_THE_END = 1.1  # times the model's smallest sigma: its own answer there is where every schedule converges to
 log = logging.getLogger(__name__)

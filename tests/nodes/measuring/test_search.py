@@ -252,9 +252,11 @@ def test_statistics_belong_to_the_solver_that_uses_them():
     l = torch.sigmoid(-lam).view(-1, 1, 1, 1)  # noqa: E741
     measured = Measured(Statistics(lam, l, -2 + 2 * l, 0 * l), {})
     patcher = model("eps")
-    with_it = searched(patcher, solver="dpm_solver_v3", statistics=measured)
+    with_it = searched(patcher, solver="dpm_solver_v3", statistics=measured, steps=5)
     assert with_it.facts["statistics"] != "none"
-    assert with_it.facts["errors"]["4"] != searched(patcher, solver="dpm_solver_v3").facts["errors"]["4"]
+    assert with_it.facts["errors"]["5"] != searched(patcher, solver="dpm_solver_v3", steps=5).facts["errors"]["5"]
+    too_few = searched(patcher, solver="dpm_solver_v3", statistics=measured)  # the sampler does not use them there
+    assert too_few.facts["errors"]["4"] == searched(patcher, solver="dpm_solver_v3").facts["errors"]["4"]
 
 
 # ---------------------------------------------------------------------------------------------------------
