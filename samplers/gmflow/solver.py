@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..choices import check_choice
 from ..contract import Noise, OnStep
+from ..noise_law import FLOW
+from ..sigmas import checked_sigmas
 from .guidance import Earlier, Prediction, second_order
-from .mixture import LEAST_SIGMA, Mixture, checked, choose, mean, sample, tempered
+from .mixture import Mixture, checked, choose, mean, sample, tempered
 from .transition import Posterior, bridge, wide_std
 
 MODES = ("ode", "sde", "mean_narrow", "mean_wide")
-ROUNDING = 2**-22  # how far above 1 a sigma of 1 may come out in float32, at some shifts
 
 
 class MixtureDenoiser(Protocol):
@@ -164,8 +165,8 @@ def falling(sigmas: Tensor) -> list[float]:
 
     Raises ValueError unless they never rise and, but for rounding, lie within [0, 1].
     """
-    nodes = [1.0 if 1 < s <= 1 + ROUNDING else 0.0 if 0 <= s < LEAST_SIGMA else float(s) for s in sigmas.tolist()]
-    if not all(1 >= a >= b >= 0 for a, b in pairwise(nodes)):
+    nodes = checked_sigmas(sigmas, FLOW)
+    if any(b > a for a, b in pairwise(nodes)):
         raise ValueError(
             f"GMFlow steps over sigmas that fall from 1 or below to 0 or above; given: {[round(s, 4) for s in nodes]}. "
             "Use the schedule of a flow model."
