@@ -36,8 +36,10 @@ def run(server, prompt: dict) -> tuple[list[tuple[int, int]], str]:
         if kind == TEXT:
             texts.append(payload[4 + int.from_bytes(payload[:4], "big") :].decode())
 
-    history = server.run(prompt, lambda *step: progress.append(step), on_bytes)
-    return progress, "\n".join([*texts, server.reports(history)])
+    said: list[str] = []
+    history = server.run(prompt, lambda *step: progress.append(step), on_bytes, said.append)
+    kept = server.reports(history)
+    return progress, "\n".join([*texts, kept, *(text for text in said if text not in kept)])
 
 
 CALLS = 2 * (2 * 8 + 1) + 2 * 3 * 43  # two images of eight levels and the start; the check

@@ -143,7 +143,7 @@ def test_importing_the_pack_pulls_in_nothing_but_torch_and_comfy():
 import sys
 from support.host import start_host
 start_host()
-import comfy.sd, comfy.sample, comfy_api.latest
+import comfy.sd, comfy.sample, comfy.controlnet, comfy_api.latest
 before = set(sys.modules)
 import fewstep, asyncio
 extension = asyncio.run(fewstep.comfy_entrypoint())

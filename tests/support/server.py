@@ -55,10 +55,12 @@ class Server:
         prompt: dict,
         on_progress: Callable[[int, int], None] | None = None,
         on_bytes: Callable[[int, bytes], None] | None = None,
+        on_report: Callable[[str], None] | None = None,
     ) -> dict:
         """Queue an API-format workflow, wait for its end, return its history entry.
 
         on_bytes is told the binary messages: PREVIEW and a picture, or TEXT and what a node prints on itself.
+        on_report is told what the pack's nodes say that stays on them.
         """
         client = uuid.uuid4().hex
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={client}"
@@ -67,18 +69,13 @@ class Server:
             if queued.status_code != 200:
                 raise HostError(f"ComfyUI refused the workflow: {refusal(queued)}")
             number = queued.json()["prompt_id"]
-            self.follow(events, number, on_progress or (lambda *_: None), on_bytes or (lambda *_: None))
+            self.follow(events, number, on_progress or ignored, on_bytes or ignored, on_report or ignored)
         return self.get(f"/history/{number}").json()[number]
 
-    def follow(self, events, number: str, on_progress: Callable, on_bytes: Callable) -> None:
+    def follow(self, events, number: str, on_progress: Callable, on_bytes: Callable, on_report: Callable) -> None:
         """Read events until the workflow has ended; its failure is raised."""
         while True:
-            try:
-                message = events.recv()
-            except (OSError, websocket.WebSocketException) as error:
-                raise HostError(
-                    f"ComfyUI stopped while it worked. Its last words:\n{last_lines(self.log())}"
-                ) from error
+            message = self.received(events)
             if not message:
                 continue
             if isinstance(message, bytes):
@@ -90,6 +87,8 @@ class Server:
                 continue
             if event["type"] == "progress":
                 on_progress(data["value"], data["max"])
+            elif event["type"] == "executed":
+                list(map(on_report, said_in(data.get("output"))))
             elif event["type"] == "execution_error":
                 raise HostError(f"{data['node_type']}: {data['exception_message'].strip()}")
             elif event["type"] == "execution_interrupted":
@@ -97,10 +96,15 @@ class Server:
             elif event["type"] == "executing" and data["node"] is None:  # sent when the history is written
                 return
 
+    def received(self, events) -> str | bytes:
+        try:
+            return events.recv()
+        except (OSError, websocket.WebSocketException) as error:
+            raise HostError(f"ComfyUI stopped while it worked. Its last words:\n{last_lines(self.log())}") from error
+
     def reports(self, history: dict) -> str:
         """What the pack's nodes said that stays on them."""
-        outputs = history["outputs"].values()
-        return "\n".join(entry["text"] for output in outputs for entry in output.get("fewstep", []))
+        return "\n".join(text for output in history["outputs"].values() for text in said_in(output))
 
     def cancel(self) -> None:
         """What the browser's Cancel button does."""
@@ -112,6 +116,15 @@ class Server:
         found = [image for image in shown if image["type"] == "output"]
         keys = ("filename", "subfolder", "type")
         return [self.get("/view", **{k: image[k] for k in keys}).content for image in found]
+
+
+def said_in(output: dict | None) -> list[str]:
+    """What stays on a node, of its UI output."""
+    return [entry["text"] for entry in (output or {}).get("fewstep", [])]
+
+
+def ignored(*_) -> None:
+    """For events that nobody asked about."""
 
 
 def refusal(response: requests.Response) -> str:

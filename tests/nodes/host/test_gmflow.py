@@ -487,7 +487,7 @@ def test_fewer_than_two_sigmas_pass_the_latent_on_as_every_sampler_does(nodes):
 @pytest.mark.parametrize("how", ["ours", "euler"])
 def test_sigmas_that_are_no_numbers_are_told(how):
     for nodes in ([1.0, float("nan"), 0.0], [float("nan"), 0.5, 0.0]):
-        with pytest.raises(ValueError, match="sigmas that fall from 1|sigma of this run is no number"):
+        with pytest.raises(ValueError, match="each must be a number from 0 to 1|sigma of this run is no number"):
             steps_over(nodes, sampler() if how == "ours" else euler())
 
 

@@ -94,7 +94,7 @@ def test_dpm_solver_v3_without_statistics(device, kind):
 def test_measuring_statistics_and_drawing_with_them(device, pooling):
     from fewstep.nodes.measuring.estimate import estimate
 
-    request = asked("estimate", images=8, levels=10, pooling=pooling, derivative="differences", cfg=1.0)
+    request = asked("estimate", images=10, levels=8, pooling=pooling, derivative="differences", cfg=1.0)
     measured = estimate(request, None, {}, None)
     assert measured.facts["check"] and len(device) > 10
 
