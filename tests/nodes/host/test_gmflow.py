@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from support.gmflow import Guided, normal, tiny_gmdit, weights
 from support.goldens import FOLDER
 from support.mixture import picture_like
+from support.nodes import executed
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -417,7 +418,7 @@ def test_context_windows_are_told(dim, shape, how):
 
     model, *prompts = demo()
     length = shape[dim] // 2
-    windows = ContextWindowsManualNode.execute(model, length, 0, "standard_static", 1, False, "pyramid", dim).args[0]
+    windows = executed(ContextWindowsManualNode, model, length, 0, "standard_static", 1, False, "pyramid", dim)
     with pytest.raises(ValueError, match="how the picture is cut up here"):
         run(guider(windows, *prompts), sampler() if how == "ours" else euler(), torch.randn(shape))
     assert run(cfg_guider(windows, *prompts, cfg=2.0), euler(), torch.randn(shape)).isfinite().all()

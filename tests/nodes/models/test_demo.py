@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.nodes import executed
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -155,8 +156,9 @@ def patched(model, module: str, name: str, given: tuple):
         node = getattr(importlib.import_module(f"comfy_extras.nodes_{module}"), name)
     except (ImportError, AttributeError):
         pytest.skip(f"this ComfyUI has no {name}")
-    output = node.execute(model, *given) if hasattr(node, "execute") else getattr(node(), node.FUNCTION)(model, *given)
-    return getattr(output, "args", output)[0]
+    if hasattr(node, "execute"):
+        return executed(node, model, *given)
+    return getattr(node(), node.FUNCTION)(model, *given)[0]
 
 
 def sampled(demo, model, steps: int = 6) -> torch.Tensor:

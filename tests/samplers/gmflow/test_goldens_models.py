@@ -90,9 +90,9 @@ def test_temperature_of_a_policy(temperature, i):
 class Toy(nn.Module):
     """The authors' small network, with the features of time and place that it was trained on."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        state, _ = weights("toy_checkerboard_k8")
+        state = {name: value.to(dtype) for name, value in weights("toy_checkerboard_k8")[0].items()}
         self.layers = [(state[f"net.{i}.weight"], state[f"net.{i}.bias"]) for i in (0, 2, 4)]
         self.heads = [(state[f"out_{name}.weight"], state[f"out_{name}.bias"]) for name in NAMES]
 
@@ -105,12 +105,12 @@ class Toy(nn.Module):
 
     @staticmethod
     def of_time(t: Tensor) -> Tensor:
-        angles = t[:, None] * torch.exp(-math.log(10000) * torch.arange(32) / 31)
+        angles = t[:, None] * 10000.0 ** (-torch.arange(32, dtype=torch.float64) / 31).to(t.dtype)
         return torch.cat([angles.cos(), angles.sin()], 1)
 
     @staticmethod
     def of_place(x: Tensor) -> Tensor:
-        periods = torch.logspace(math.log10(5e-3), math.log10(50), 16)
+        periods = torch.logspace(math.log10(5e-3), math.log10(50), 16, dtype=torch.float64).to(x.dtype)
         angles = 2 * math.pi * x[..., None] / periods
         return torch.cat([angles.sin(), angles.cos()], 2).flatten(1)
 
@@ -126,14 +126,14 @@ def test_toy_network():
 
 @pytest.mark.parametrize("name", ["ode.o2.n8.s16", "ode.o1.n8.s16", "ode.o1.n8.s1", "ode.o1.n128.s1"])
 def test_checkerboard(name):
-    """A few of 512 points come near the edge between two fields, where the order of float32 sums decides."""
+    """A few of 512 points come near the edge between two fields, where the recorder's float32 decided; ours is float64."""
     order, steps, substeps = (int(part[1:]) for part in name.split(".")[1:])
-    toy = Toy()
+    toy = Toy(torch.float64)
 
     def predict(x: Tensor, sigma: float) -> Prediction:
-        return Prediction(x0_from_u(toy(x, torch.full((len(x),), 1000 * sigma)), x, sigma))
+        return Prediction(x0_from_u(toy(x, torch.full((len(x),), 1000 * sigma).to(x)), x, sigma))
 
-    end = GMFlow("ode", order, substeps)(predict, TOY.tensor("noise"), torch.linspace(1, 0, steps + 1))
+    end = GMFlow("ode", order, substeps)(predict, TOY.tensor("noise").double(), torch.linspace(1, 0, steps + 1))
     apart = (end.flatten(1) - TOY.tensor(f"{name}.out")).norm(dim=1)
     assert (apart < 0.01).float().mean() > 0.97
     assert on_board(end.flatten(1)) == pytest.approx(float(TOY.arrays[f"{name}.frac_on_board"]), abs=0.003)
