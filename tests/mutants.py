@@ -1,7 +1,7 @@
 """Would the tests notice? Small faults are put into samplers/ and schedulers/, one at a time, and the tests run.
 
     python3 run.py python -m pip install cosmic-ray==8.7.0 coverage==7.17.5
-    python3 run.py python tests/mutants.py [--count 200] [--seed 0] [--jobs 2] [--report FILE.json]
+    python3 run.py python tests/mutants.py [--count 200] [--seed 0] [--jobs 2] [--of FOLDER ...] [--report FILE.json]
 
 A mutant is one change by one of cosmic-ray's operators (a number, a comparison, an operator, a decorator ...). Against
 it run the tests that reach its line, the quickest first, until one fails or the seconds are used up; then it counts as
@@ -29,7 +29,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
-TESTS = [str(ROOT / "tests" / name) for name in ("samplers", "schedulers")]
+FOLDERS = ("samplers", "schedulers")
 ARGUMENTS = ["-c", str(ROOT / "tests" / "pytest.ini"), "-q", "--no-header", "--tb=no"]
 SECONDS = 120  # of tests for one mutant
 forking = multiprocessing.get_context("fork")  # torch is imported once
@@ -67,14 +67,14 @@ class Watch:
         return result
 
 
-def reached() -> tuple[dict[str, dict[int, list[str]]], dict[str, float]]:
-    """By file and line the tests that run it, and the seconds of each test."""
+def reached(folders: list[str]) -> tuple[dict[str, dict[int, list[str]]], dict[str, float]]:
+    """By file and line the tests of the folders that run it, and the seconds of each test."""
     import coverage
 
     measured = coverage.Coverage(source=[str(ROOT / "samplers"), str(ROOT / "schedulers")], data_file=None)
     watch = Watch(measured)
     measured.start()
-    code = pytest.main([*ARGUMENTS, "-x", *TESTS], plugins=[watch])
+    code = pytest.main([*ARGUMENTS, "-x", *(str(ROOT / "tests" / name) for name in folders)], plugins=[watch])
     measured.stop()
     if code:
         raise SystemExit(1)
@@ -147,9 +147,9 @@ def described(path: Path, source: str, mutated: str, operator: str) -> Mutant:
     return Mutant(str(path.relative_to(ROOT)), line, before.strip(), after.strip(), operator.split("/")[-1])
 
 
-def chosen(count: int, seed: int) -> list[tuple[Mutant, str]]:
-    """So many of all mutants of all files."""
-    files = [path for folder in ("samplers", "schedulers") for path in sorted((ROOT / folder).rglob("*.py"))]
+def chosen(count: int, seed: int, folders: list[str]) -> list[tuple[Mutant, str]]:
+    """So many of all mutants of all files in the folders."""
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     every = [mutant for path in files for mutant in mutants_of(path)]
     print(f"{len(every)} mutants in {len(files)} files", flush=True)
     return random.Random(seed).sample(every, min(count, len(every)))
@@ -212,9 +212,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--of", nargs="+", default=list(FOLDERS), help="only these, with the tests of the same folders")
     parser.add_argument("--report", type=Path, help="where the outcomes are written as JSON")
     args = parser.parse_args()
-    lines, seconds = in_child(reached)
+    lines, seconds = in_child(reached, args.of)
     import scipy.interpolate  # noqa: F401  (here, so that every child has it)
     import torch  # noqa: F401
 
@@ -224,7 +225,7 @@ def main() -> None:
         return judged(mutant, source, sorted(tests, key=lambda test: seconds[test]))
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        found = list(pool.map(judge, chosen(args.count, args.seed)))
+        found = list(pool.map(judge, chosen(args.count, args.seed, args.of)))
     told(found)
     if args.report:
         args.report.write_text(json.dumps([asdict(mutant) for mutant in found], indent=1))

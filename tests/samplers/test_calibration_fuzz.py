@@ -345,10 +345,13 @@ def test_killed_while_saving_the_file_is_the_one_before_or_the_one_after(tmp_pat
     large = good.tensors | {"more": torch.ones(300_000)}
     seeds, halves = set(), 0
     for attempt in range(200 if LONG else 20):
-        writer = os.fork()
+        before, writer = path.stat().st_ino, os.fork()
         while not writer:  # this is the copy, until it is killed
             Calibration("spread", large, good.facts | {"seed": attempt}).save(path)
-        time.sleep(0.02 + 0.0013 * attempt)
+        # Now while it writes, now a little after it has written; how long that takes is the machine's affair.
+        while path.stat().st_ino == before if attempt % 2 else not any(tmp_path.glob(".*.partial")):
+            time.sleep(0.0002)
+        time.sleep(0.0007 * attempt if attempt % 2 else 0)
         os.kill(writer, signal.SIGKILL)
         os.waitpid(writer, 0)
         assert refused_or_used(path, use_spread)

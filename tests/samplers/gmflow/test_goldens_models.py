@@ -126,7 +126,7 @@ def test_toy_network():
 
 @pytest.mark.parametrize("name", ["ode.o2.n8.s16", "ode.o1.n8.s16", "ode.o1.n8.s1", "ode.o1.n128.s1"])
 def test_checkerboard(name):
-    """A few of 512 points come near the edge between two fields, where the recorder's float32 decided; ours is float64."""
+    """A few of 512 points lie near an edge between two fields, where the recorder's float32 decided. Ours is double."""
     order, steps, substeps = (int(part[1:]) for part in name.split(".")[1:])
     toy = Toy(torch.float64)
 
