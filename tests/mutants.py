@@ -112,12 +112,13 @@ def mutants_of(path: Path) -> Iterator[tuple[Mutant, str]]:
     plain = without_annotations(source)
     for name in cosmic_ray.plugins.operator_names():
         kind = cosmic_ray.plugins.get_operator(name)
-        for arguments in kind.arguments() or [{}]:
-            operator, occurrence = kind(**arguments), 0
-            while mutated := mutate_code(source, operator, occurrence):
-                occurrence += 1
-                if runs(mutated) and without_annotations(mutated) != plain:
-                    yield described(path, source, mutated, name), mutated
+        if kind.arguments():  # that want to be told a variable
+            continue
+        occurrence = 0
+        while mutated := mutate_code(source, kind(), occurrence):
+            occurrence += 1
+            if runs(mutated) and without_annotations(mutated) != plain:
+                yield described(path, source, mutated, name), mutated
 
 
 def runs(source: str) -> bool:
@@ -221,7 +222,10 @@ def main() -> None:
 
     def judge(pair: tuple[Mutant, str]) -> Mutant:
         mutant, source = pair
-        tests = set(lines.get(str(ROOT / mutant.path), {}).get(mutant.line, [])) & set(seconds)
+        own = lines.get(str(ROOT / mutant.path), {})
+        tests = set(own.get(mutant.line, [])) & set(seconds)
+        if not tests:  # a line that runs when the file is imported
+            tests = {test for reaching in own.values() for test in reaching} & set(seconds)
         return judged(mutant, source, sorted(tests, key=lambda test: seconds[test]))
 
     with ThreadPoolExecutor(args.jobs) as pool:
