@@ -41,7 +41,10 @@ def test_every_published_list_is_the_papers():
 
 @pytest.mark.parametrize("steps, expected", [(19, ()), (20, (10, 1)), (35, (10, 1)), (36, (10, 2)), (40, (11, 2))])
 def test_the_rule_of_a1111(steps, expected):
-    assert PRESETS["a1111"](steps) == ((Interval(*expected, 0.1, 2.0),) if expected else ())
+    found = PRESETS["a1111"](steps)
+    assert [(i.steps, i.repeats, i.sigma_min, i.sigma_max) for i in found] == (
+        [(*expected, 0.1, 2.0)] if expected else []
+    )
 
 
 def test_what_begins_at_the_first_sigma_is_dropped():
