@@ -19,7 +19,7 @@ from ...samplers.sigmas import checked_sigmas, without_repeats
 from .identity import differences, identify
 from .noise_law import noise_law
 from .progress import Report
-from .sampler import denoiser, model_sampling_of, reporter
+from .sampler import Reporter, denoiser, model_sampling_of
 
 PREDICTIONS = {"data": Statistics.data_prediction, "noise": Statistics.noise_prediction}
 USES = ("when_checked", "always", "never")
@@ -141,9 +141,9 @@ def sample_dpm_solver_v3(
     held: list[Tensor] = []
     options = replace(choice.options, order=order)
     solver = solver_for(table, options, sampling, nodes, choice.prediction, held.append)
-    report = reporter(callback, nodes, disable)
-    end = solver(denoiser(model, extra_args or {}), x, nodes, on_step=report)
-    remarks += [*held_remark(held[0], len(values) - 1), *report.complaints(end)]
+    watch = Reporter(callback, nodes, disable)
+    end = solver(denoiser(model, extra_args or {}), x, nodes, on_step=watch)
+    remarks += [*held_remark(held[0], len(values) - 1), *watch.complaints(end)]
     said(choice, remarks, before)
     for remark in remarks[1:]:
         log.warning("DPM-Solver-v3: %s", remark)
@@ -168,7 +168,7 @@ def table_of_run(
     if sigmas[-1] > sigmas[0]:
         said = f"{calls} calls with {choice.prediction} prediction: statistics are for falling sigmas, and these rise."
         return None, choice.options.order, [said]
-    here = identify(guider.model_patcher) | {"cfg": getattr(guider, "cfg", None)}  # reads some of the weights
+    here = identify(guider.model_patcher) | {"cfg": getattr(guider, "cfg", None)}  # reads all weights, once
     beyond = beyond_check(choice.measured, calls, guider.inner_model.model_sampling, sigmas)
     return table_for(choice, calls, here, item, beyond)
 

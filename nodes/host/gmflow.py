@@ -18,7 +18,7 @@ from .guidance import PRE_CFG, within
 from .mixtures import MixtureNetwork, Recorder, moved, predicts_mixtures
 from .noise import ItemNoise
 from .noise_law import check_unit_noise
-from .sampler import reporter
+from .sampler import Reporter
 
 MODES = ("ode", "sde")
 NO_CFG = float("1")  # told apart, as an object, from the 1 of a node that sets the cfg of a guider
@@ -249,12 +249,12 @@ def sample_gmflow(
     extra_args, guider = dict(extra_args or {}), guider_of(model)
     check_guider(guider)
     check_unit_noise(guider.inner_model.model_sampling)
-    nodes = torch.tensor(falling(sigmas.detach().to("cpu", torch.float64)), dtype=torch.float64)
+    nodes = torch.tensor(falling(sigmas), dtype=torch.float64)
     solver = choice.solver(guider.inner_model, len(nodes) - 1)
     first = round(float(nodes[0]) * 2**20)  # parts of a cut schedule do not draw the same noise
     noise = ItemNoise(extra_args.get("seed") or 0, getattr(model, "noise", x), first)
     call = MixtureCall(model, extra_args)
-    x = solver(call, x, nodes, noise=noise, on_step=reporter(callback, nodes, disable))
+    x = solver(call, x, nodes, noise=noise, on_step=Reporter(callback, nodes, disable))
     return x if nodes[-1] > 0 else kept_outside(x, call, getattr(model, "sigmas", sigmas))
 
 

@@ -58,10 +58,6 @@ class Reporter:
         return [f"The sampler left the range of numbers; {which} cannot be used. Take more steps or a lower cfg."]
 
 
-def reporter(callback, sigmas: Tensor, disable: bool | None) -> Reporter:
-    return Reporter(callback, sigmas, disable)
-
-
 class HostSolver:
     """One of the host's samplers as a Solver, for the runs of one picture.
 
@@ -135,7 +131,7 @@ def sample_restart(
     noise = ItemNoise(extra_args.get("seed") or 0, getattr(model, "noise", x), first)
     sampler = innermost(sampler)
     inner: Solver = HostSolver(sampler, model, extra_args) if sampler else heun
-    watch = reporter(callback, nodes, disable)
+    watch = Reporter(callback, nodes, disable)
     end = restart(
         denoiser(model, extra_args),
         x,

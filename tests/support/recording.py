@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from fewstep.samplers.contract import Denoiser
@@ -41,3 +42,16 @@ class Failing:
         if self.error is not None:
             raise self.error
         return torch.full_like(x, float("nan"))
+
+
+def watched_counters(monkeypatch, module: Any) -> list[Any]:
+    """All counters of calls that a measuring module of the pack makes from now on."""
+    made: list[Any] = []
+
+    class Watched(module.Counter):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    monkeypatch.setattr(module, "Counter", Watched)
+    return made

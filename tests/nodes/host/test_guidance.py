@@ -11,6 +11,7 @@ from fewstep.samplers.guidance import ProbabilisticGuidance
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
 from fewstep.samplers.spread import Spread
 from support.mixture import GuidedMixture, picture_like
+from support.recording import watched_counters
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = ["eps", "v", "edm", "flow"]
@@ -91,14 +92,7 @@ def test_given_pictures_are_the_references():
 def test_the_known_number_of_calls(monkeypatch):
     from fewstep.nodes.measuring import spread as module
 
-    counters = []
-
-    class Watched(module.Counter):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            counters.append(self)
-
-    monkeypatch.setattr(module, "Counter", Watched)
+    counters = watched_counters(monkeypatch, module)
     measured(model("flow"), latent=torch.zeros(3, 4, 16, 16))
     measured(model("eps"), latent=torch.zeros(1, 4, 16, 16), images=2, estimator="derivative")
     assert [counter.done for counter in counters] == [counter.total for counter in counters]

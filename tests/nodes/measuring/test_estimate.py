@@ -16,6 +16,7 @@ from fewstep.samplers.dpm_solver_v3 import Options, Statistics
 from fewstep.samplers.dpm_solver_v3.measured import Measured, load_measured, load_published
 from fewstep.samplers.dpm_solver_v3.sums import Sums
 from support.mixture import picture_like
+from support.recording import watched_counters
 
 if TYPE_CHECKING:
     from fewstep.nodes.measuring.estimate import Part
@@ -93,19 +94,12 @@ def test_the_check_finds_that_statistics_help(kind):
 def test_the_calls_are_as_many_as_were_promised(kind, drawn, monkeypatch):
     from fewstep.nodes.measuring import estimate as module
 
-    totals = []
-
-    class Kept(module.Counter):
-        def __init__(self, *given):
-            super().__init__(*given)
-            totals.append(self)
-
-    monkeypatch.setattr(module, "Counter", Kept)
+    counters = watched_counters(monkeypatch, module)
     patcher = model(kind)
     latent = torch.zeros(2, 4, 16, 16) if drawn else picture_like().sample(2, seed=1).float()
     seen = calls_of(patcher)
     estimate(patcher, latent=latent)
-    assert totals[0].total == totals[0].done == len(seen)
+    assert counters[0].total == counters[0].done == len(seen)
 
 
 def test_forward_mode_and_differences_agree_inside_the_host():

@@ -90,6 +90,12 @@ class Asked:
 
         network.denoise = denoise
 
+    def fresh(self, folder: Path) -> tuple[list[float], int]:
+        """The result that nothing stopped, and its model calls; its file is gone."""
+        answer = self.queue(save_as="fresh")
+        (folder / "fresh.safetensors").unlink()
+        return answer, self.calls
+
     def queue(self, at: int = -1, error: BaseException | None = None, **changed) -> list[float]:
         """All numbers of the result. at: the model call, from 1, that raises `error`."""
         from support.host_mixture import label_conditioning
@@ -128,9 +134,7 @@ def places(calls: int) -> list[int]:
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_cancelled_at_any_call_the_next_queue_gives_what_a_fresh_one_gives(name, folder):
     asked = Asked(name)
-    fresh = asked.queue(save_as="fresh")
-    total = asked.calls
-    (folder / "fresh.safetensors").unlink()
+    fresh, total = asked.fresh(folder)
     for at in places(total):
         error = interruption()
         with pytest.raises(type(error)):
@@ -146,9 +150,7 @@ def test_cancelled_at_any_call_the_next_queue_gives_what_a_fresh_one_gives(name,
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_an_error_half_way_keeps_what_was_done(name, folder):
     asked = Asked(name)
-    fresh = asked.queue(save_as="fresh")
-    total = asked.calls
-    (folder / "fresh.safetensors").unlink()
+    fresh, total = asked.fresh(folder)
     for error in (RuntimeError("out of memory"), KeyError("a patch"), MemoryError()):
         with pytest.raises(type(error)):
             asked.queue(total * 3 // 4, error)

@@ -14,6 +14,7 @@ from fewstep.schedulers.optimal_steps import Euler, Multistep2M, Objective, Repl
 from fewstep.schedulers.optimal_steps.published import PUBLISHED
 from fewstep.schedulers.optimal_steps.schedules import Schedules, load_schedules
 from support.mixture import picture_like
+from support.recording import watched_counters
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = ["eps", "v", "edm", "flow"]
@@ -193,14 +194,7 @@ def test_a_search_is_the_same_again_and_another_seed_is_another(found):
 def test_no_more_calls_than_were_announced(monkeypatch):
     from fewstep.nodes.measuring import search
 
-    counters = []
-
-    class Watched(search.Counter):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            counters.append(self)
-
-    monkeypatch.setattr(search, "Counter", Watched)
+    counters = watched_counters(monkeypatch, search)
     for changed in ({}, {"start": "sigma_max"}, {"solver": "dpm_solver_v3", "polish": 0}):
         searched(model("eps"), **changed)
     for counter in counters:
