@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.nodes import of_the_pack
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -170,14 +171,6 @@ def inputs(node) -> st.SearchStrategy:
 # What may come out
 
 
-def nodes() -> dict[str, Any]:
-    import asyncio
-
-    from fewstep.nodes.extension import FewStepExtension
-
-    return {node.define_schema().node_id: node for node in asyncio.run(FewStepExtension().get_node_list())}
-
-
 def said_by_us(error: Exception) -> bool:
     """Whether it is a sentence that our code raises on purpose."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -197,7 +190,7 @@ def in_words(work: Callable, *given, **named) -> Any:
 
 
 def executed(name: str, values: dict[str, Any]) -> tuple:
-    node = nodes()[name]
+    node = of_the_pack()[name]
     ready: Any = type(name, (node,), {"hidden": SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)})
     result = in_words(ready.execute, **values)
     return () if result is None else result.args
@@ -241,13 +234,13 @@ def folder(monkeypatch, tmp_path):
 
 
 def test_no_node_is_forgotten():
-    assert sorted([*QUICK, *MEASURING]) == sorted(nodes())
+    assert sorted([*QUICK, *MEASURING]) == sorted(of_the_pack())
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_whatever_comes_in(name):
     @profile(5000 // len(QUICK) if LONG else 25)
-    @given(inputs(nodes()[name]), schedules())
+    @given(inputs(of_the_pack()[name]), schedules())
     def holds(values, sigmas):
         for value in executed(name, values):
             check_result(value, sigmas)
@@ -258,7 +251,7 @@ def test_whatever_comes_in(name):
 @pytest.mark.parametrize("name", MEASURING)
 def test_whatever_is_to_be_measured(name):
     @profile(300 if LONG else 12)
-    @given(inputs(nodes()[name]), schedules())
+    @given(inputs(of_the_pack()[name]), schedules())
     def holds(values, sigmas):
         for value in executed(name, values):
             check_result(value, sigmas)
