@@ -31,8 +31,18 @@ def shift_of(sampling, law: NoiseLaw) -> float:
     return FLOW.ratio(middle) if law.is_flow else 1.0
 
 
+def check_share(denoise: float) -> None:
+    """Raises ValueError for what is no share of the noise."""
+    if not isinstance(denoise, (int, float)) or not 0 < denoise <= 1:
+        raise ValueError(f"denoise is {denoise!r}; it must be a number above 0 and at most 1.")
+
+
 def sigma_at(sampling, denoise: float) -> float:
-    """Where the share `denoise` of the model's own time is left: the same noise for every scheduler and step count."""
+    """Where the share `denoise` of the model's own time is left: the same noise for every scheduler and step count.
+
+    Raises ValueError for what is no share.
+    """
+    check_share(denoise)
     highest = float(sampling.sigma_max)
     return highest if denoise >= 1 else min(float(sampling.percent_to_sigma(1 - denoise)), highest)
 

@@ -39,7 +39,7 @@ from ..host.dpm_solver_v3 import NEAR_THE_END, Choice, beyond_check, solver_for,
 from ..host.identity import conditioning_digest, identify
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
-from ..host.schedules import rivals, shift_of, sigma_at
+from ..host.schedules import check_share, rivals, shift_of, sigma_at
 from .asked import Asked, Range, times_of, where_it_stands
 from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
 
@@ -117,8 +117,7 @@ class Request(Asked):
 
 def check_denoise(request: Request) -> None:
     """Raises ValueError for a share of noise that is none, or has no pictures to be put on."""
-    if not isinstance(request.denoise, (int, float)) or not 0 < request.denoise <= 1:
-        raise ValueError(f"denoise is {request.denoise!r}; it must be a number above 0 and at most 1.")
+    check_share(request.denoise)
     if request.denoise < 1 and not request.from_references:
         raise ValueError(
             f"denoise is {request.denoise:g}, which starts from pictures, but the latent is empty. Connect encoded "
