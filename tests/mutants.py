@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -103,22 +104,35 @@ def in_child(work, *arguments):
 # Mutants
 
 
-def mutants_of(path: Path) -> Iterator[tuple[Mutant, str]]:
-    """All mutants of a file, each with its source."""
-    import cosmic_ray.plugins
-    from cosmic_ray.mutating import mutate_code
+Place = tuple[Path, str, int]  # of a possible change: file, operator of cosmic-ray, and its number in the file
 
-    source = path.read_text(encoding="utf-8")
-    plain = without_annotations(source)
+
+def places_of(path: Path) -> Iterator[Place]:
+    """Where each operator would change a file."""
+    import cosmic_ray.plugins
+    from cosmic_ray.ast import ast_nodes, get_ast_from_path
+
+    nodes = list(ast_nodes(get_ast_from_path(path)))
     for name in cosmic_ray.plugins.operator_names():
         kind = cosmic_ray.plugins.get_operator(name)
         if kind.arguments():  # that want to be told a variable
             continue
-        occurrence = 0
-        while mutated := mutate_code(source, kind(), occurrence):
-            occurrence += 1
-            if runs(mutated) and without_annotations(mutated) != plain:
-                yield described(path, source, mutated, name), mutated
+        operator = kind()
+        for number in range(sum(len(list(operator.mutation_positions(node))) for node in nodes)):
+            yield path, name, number
+
+
+def mutant_at(place: Place) -> tuple[Mutant, str] | None:
+    """The mutant and its source; None where it does not compile, or runs no otherwise."""
+    import cosmic_ray.plugins
+    from cosmic_ray.mutating import mutate_code
+
+    path, name, number = place
+    source = path.read_text(encoding="utf-8")
+    mutated = mutate_code(source, cosmic_ray.plugins.get_operator(name)(), number)
+    if not mutated or not runs(mutated) or without_annotations(mutated) == without_annotations(source):
+        return None
+    return described(path, source, mutated, name), mutated
 
 
 def runs(source: str) -> bool:
@@ -151,9 +165,10 @@ def described(path: Path, source: str, mutated: str, operator: str) -> Mutant:
 def chosen(count: int, seed: int, folders: list[str]) -> list[tuple[Mutant, str]]:
     """So many of all mutants of all files in the folders."""
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
-    every = [mutant for path in files for mutant in mutants_of(path)]
-    print(f"{len(every)} mutants in {len(files)} files", flush=True)
-    return random.Random(seed).sample(every, min(count, len(every)))
+    places = [place for path in files for place in places_of(path)]
+    print(f"{len(places)} places in {len(files)} files", flush=True)
+    random.Random(seed).shuffle(places)
+    return list(islice(filter(None, map(mutant_at, places)), count))
 
 
 class Instead(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
