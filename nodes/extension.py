@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .boost import FewStepBoost
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
@@ -32,4 +33,5 @@ class FewStepExtension(ComfyExtension):
             FewStepGMFlowLabel,
             FewStepGMFlowGuider,
             FewStepGMFlowSampler,
+            FewStepBoost,
         ]

@@ -17,6 +17,7 @@ from .tensors import remembered
 from .walk import Lasting, Told, hooks_of
 
 KEPT = 2  # which facts are kept of a model: with 1 some tensors' values, no functions and no model sampling
+BOOST = "fewstep_boost"  # the key of its wrapper
 NAMED = 3  # functions on a model that a person reads of
 OLDER = (
     "with an older FewStep, which kept less of where: another checkpoint, LoRA or guidance cannot be told; measure "
@@ -143,14 +144,18 @@ def functions_on(model: ModelPatcher) -> str:
 
 
 def functions_of(model: ModelPatcher) -> dict[str, Any]:
-    """What other nodes put on a MODEL, without what is empty."""
+    """What other nodes put on a MODEL, without what is empty, and without Boost, which changes no answer of it."""
     objects = getattr(model, "object_patches", {})
     names = (
         "model_options wrappers callbacks injections forced_hooks weight_wrapper_patches attachments additional_models"
     )
     held = {name: getattr(model, name, None) for name in names.split()}
     own = {name: value for name, value in objects.items() if name != "model_sampling"}  # which has its own fact
-    return filled(held | {"objects": own}) or {}
+    wrappers = {
+        kind: {key: those for key, those in by_key.items() if key != BOOST}
+        for kind, by_key in (held["wrappers"] or {}).items()
+    }
+    return filled(held | {"wrappers": wrappers, "objects": own}) or {}
 
 
 def filled(value: Any) -> Any:

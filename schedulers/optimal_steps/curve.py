@@ -35,11 +35,13 @@ class Curve:
         flow_time = unshifted(time, 1 / shift)
         return flow_time if self.law.is_flow else flow_time / (1 - flow_time)
 
-    def resampled(self, steps: int, shift: float | None = None, start: float | None = None) -> tuple[float, ...]:
+    def resampled(
+        self, steps: int, shift: float | None = None, start: float | None = None, end: float | None = None
+    ) -> tuple[float, ...]:
         """Falling sigmas of so many steps: the schedule itself where it has as many.
 
-        shift: of the model they are for, if it is another. start: a sigma of that model to begin at; the steps then
-        cover the part of the curve below it. One above the schedule's first node replaces that.
+        shift: of the model they are for, if it is another. start, end: sigmas of that model to begin and to end at; the
+        steps then cover the part of the curve between them. One beyond the schedule's own replaces that.
         Raises ValueError for sigmas that do not fall, or too little to be told apart.
         """
         from scipy.interpolate import PchipInterpolator  # a tenth of a second that no start of ComfyUI should cost
@@ -49,9 +51,15 @@ class Curve:
         number = np.arange(len(times))
         if len(times) < 2 or not (np.diff(times) < 0).all():
             raise ValueError("The schedule's sigmas do not fall from step to step. Choose another, or search it again.")
-        begins = times[0] if start is None else Curve((), self.law, shift).time(start)
-        first = float(PchipInterpolator(times[::-1], number[::-1])(begins)) if begins < times[0] else 0.0
-        inner = PchipInterpolator(number, times)(np.linspace(first, number[-1], steps + 1)[1:-1])
+        here = Curve((), self.law, shift)
+        begins, ends = (
+            own if sigma is None else here.time(sigma) for own, sigma in ((times[0], start), (times[-1], end))
+        )
+        place = PchipInterpolator(times[::-1], number[::-1])
+        first, last = place(np.clip([begins, ends], times[-1], times[0]))
+        inner = PchipInterpolator(number, times)(np.linspace(first, last, steps + 1)[1:-1])
         inside = [self.sigma(float(time), shift) for time in inner]
-        here = self.sigma(float(begins), shift) if start is None else start
-        return (here, *inside, self.sigma(float(times[-1]), shift))
+        outer = [
+            self.sigma(float(time), shift) if sigma is None else sigma for time, sigma in ((begins, start), (ends, end))
+        ]
+        return (outer[0], *inside, outer[1])

@@ -1,0 +1,35 @@
+"""A clock of noise: a parameter u in which a model's answers change evenly on the way from noise to picture.
+
+Steps of equal length in it are placed where they are needed (schedulers/placed.py), and a polynomial in it follows the
+answers (samplers/deis.py). Both see the noise itself, never the number of a step or the kind of model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LogisticClock:
+    """u = 1 / (1 + (sigma~ / centre)^(-1 / width)), from 0 without noise to 1 where everything is noise.
+
+    The logistic distribution function of ln sigma~: half of the steps lie above `centre`, a noise-to-signal ratio.
+    At width 1 it is the time of a flow model of shift 1 / centre; wider ones put more steps at either end.
+    """
+
+    centre: float
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.centre < float("inf") and 0 < self.width < float("inf")):
+            raise ValueError(f"A clock's centre and width must be above 0; given: {self.centre:g}, {self.width:g}.")
+
+    def __call__(self, ratio: Tensor) -> Tensor:
+        """u of noise-to-signal ratios, 0 and infinity among them."""
+        return 1 / (1 + (ratio / self.centre) ** (-1 / self.width))
+
+    def ratio(self, u: Tensor) -> Tensor:
+        """The noise-to-signal ratio at each u from 0 to 1."""
+        return self.centre * (u / (1 - u)) ** self.width
