@@ -57,10 +57,10 @@ def make_plan(
         raise ValueError(f"order is {order}; it must be 1, 2, 3 or 4.")
     if not all(s > t >= 0 for s, t in zip(sigmas, sigmas[1:], strict=False)):
         raise ValueError("DEIS needs sigmas that fall, none of them twice. Connect an ordinary scheduler.")
-    hops = []
+    hops, mends = [], corrector and order > 1
     for n, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         known = sigmas[max(n + 1 - order, 0) : n + 1]
-        with_next = sigmas[max(n + 2 - order, 0) : n + 2] if corrector and t > 0 and n + 2 < len(sigmas) else ()
+        with_next = sigmas[max(n + 2 - order, 0) : n + 2] if mends and n + 2 < len(sigmas) else ()
         hops.append(Hop(t / s, weights_of(known, s, t, law, clock), weights_of(with_next, s, t, law, clock)))
     return tuple(hops)
 
