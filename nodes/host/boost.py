@@ -56,8 +56,9 @@ def double(steps: int, to_zero: bool) -> int:
     return 2 * steps - to_zero
 
 
-def heunpp2(steps: int, to_zero: bool) -> int:
-    return 3 * steps if not to_zero else {1: 1, 2: 3}.get(steps, 3 * steps - 3)
+def triple(steps: int, to_zero: bool) -> int:
+    """Three, but two in the last step but one, and one in the last."""
+    return 3 * steps - 3 if steps > 1 else 1
 
 
 # The host's samplers that solve the ODE and draw nothing: model calls of each, by the function's name. All others
@@ -69,7 +70,7 @@ ODE_SAMPLERS: dict[str, Calls] = {
         single,
     ),
     **dict.fromkeys("sample_heun sample_dpm_2 sample_exp_heun_2_x0".split(), double),
-    "sample_heunpp2": heunpp2,
+    "sample_heunpp2": triple,
 }
 NAMES = {
     "sample_unipc": "uni_pc",

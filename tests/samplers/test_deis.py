@@ -34,9 +34,7 @@ def test_order_of_convergence_against_the_exact_solution(order, corrector):
     errors = []
     for steps in (160, 320, 640):
         sigmas = torch.logspace(1, -1, steps + 1, dtype=torch.float64)
-        drawn = DEIS(VARIANCE_EXPLODING, CLOCK, order, corrector)(
-            GuidedMixture(mixture, VARIANCE_EXPLODING), y, sigmas
-        )
+        drawn = DEIS(VARIANCE_EXPLODING, CLOCK, order, corrector)(GuidedMixture(mixture, VARIANCE_EXPLODING), y, sigmas)
         errors.append(float((drawn - end).square().mean().sqrt()))
     found = [np.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
     reached = order if corrector else min(order, 2)  # the first step has one answer, and an error of second order
@@ -113,7 +111,12 @@ def test_weights_of_a_constant_answer_carry_it_to_the_end():
 
 @pytest.mark.parametrize(
     "sigmas, order, words",
-    [([1.0, 0.5, 0.5, 0.0], 2, "fall"), ([0.5, 1.0], 2, "fall"), ([1.0, 0.0], 5, "order is 5"), ([1.0, 0.0], 0, "1, 2")],
+    [
+        ([1.0, 0.5, 0.5, 0.0], 2, "fall"),
+        ([0.5, 1.0], 2, "fall"),
+        ([1.0, 0.0], 5, "order is 5"),
+        ([1.0, 0.0], 0, "1, 2"),
+    ],
 )
 def test_what_cannot_be_run_is_refused_in_words(sigmas, order, words):
     with pytest.raises(ValueError, match=words):
