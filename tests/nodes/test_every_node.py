@@ -28,6 +28,7 @@ ROOT = Path(os.environ["FEWSTEP_ROOT"])
 LONG = "FEWSTEP_LONG" in os.environ
 MEASURING = ("FewStepEstimateStatistics", "FewStepSearchSchedule", "FewStepMeasureSpread")
 QUICK = [
+    "FewStepBoost",
     "FewStepDemoModel",
     "FewStepDPMSolverV3",
     "FewStepGMFlowGuider",
@@ -91,6 +92,16 @@ def spread():
     return measure_spread(Request(model, positive, negative, 3.0, torch.zeros(1, 3, 16, 16), 0, 2, 6), None)
 
 
+@cache
+def searched():
+    from fewstep.nodes.measuring.search import Kept, Request, search_schedule
+
+    model, positive, negative = demo("flow")
+    latent = torch.zeros(1, 3, 8, 8)
+    request = Request(model, positive, negative, 3.0, latent, 0, 3, "dpmpp_2m", 20, 2, polish=0)
+    return search_schedule(request, Kept(), None)
+
+
 def samplers() -> st.SearchStrategy:
     import comfy.samplers
     from fewstep.nodes.host.sampler import restart_sampler
@@ -128,6 +139,8 @@ def sockets() -> dict[str, st.SearchStrategy]:
         "FEWSTEP_INTERVALS": st.sampled_from([(Interval(3, 1, 0.1, 0.8),), (Interval(2, 2, 0.3, 9.0),)]),
         "FEWSTEP_STATISTICS": st.just(statistics()),
         "FEWSTEP_SPREAD": st.just(spread()),
+        "FEWSTEP_SCHEDULE": st.just(searched()),
+        "FEWSTEP_TUNING": st.none(),
     }
 
 

@@ -96,6 +96,7 @@ CONTRACT = {
         ["GUIDER"],
     ),
     "FewStepGMFlowSampler": (["mode", "order", "substeps", "temperature", "spectral"], [], ["SAMPLER"]),
+    "FewStepBoost": (["model", "enabled"], ["tuning", "sampler", "sigmas", "schedule"], ["MODEL"]),
 }
 
 
