@@ -241,6 +241,8 @@ def main() -> None:
         tests = set(own.get(mutant.line, [])) & set(seconds)
         if not tests:  # a line that runs when the file is imported
             tests = {test for reaching in own.values() for test in reaching} & set(seconds)
+        if not tests:  # a file of constants
+            tests = {test for test in seconds if test.startswith(str(Path(mutant.path).parent))}
         return judged(mutant, source, sorted(tests, key=lambda test: seconds[test]))
 
     with ThreadPoolExecutor(args.jobs) as pool:

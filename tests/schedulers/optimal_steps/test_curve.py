@@ -49,6 +49,17 @@ def test_the_host_burns_a_step_on_its_guard_value():
     assert curve("FLUX").resampled(20)[::2] == pytest.approx(PUBLISHED[NAMES["FLUX"]].sigmas)
 
 
+def test_a_part_of_the_curve_between_two_of_its_nodes_has_the_nodes_between():
+    nodes = PUBLISHED[NAMES["FLUX"]].sigmas
+    part = curve("FLUX").resampled(4, start=nodes[3], end=nodes[7])
+    assert part == pytest.approx(nodes[3:8], rel=1e-12) and (part[0], part[-1]) == (nodes[3], nodes[7])
+
+
+def test_ends_beyond_the_curve_replace_its_own():
+    short = Curve((10.0, 4.0, 1.0, 0.2, 0.02), VARIANCE_EXPLODING)
+    assert short.resampled(4, start=14.6, end=0.0) == pytest.approx((14.6, 4.0, 1.0, 0.2, 0.0), rel=1e-12)
+
+
 def test_less_noise_is_by_noise_and_keeps_the_steps():
     """The host takes the last half of the indices, which begins at .947; and rounds few steps away to none."""
     assert HOST["FLUX.s10.d0.5"][0] == pytest.approx(0.9471, abs=1e-4) and len(HOST["FLUX.s10.d0.5"]) == 6

@@ -1,0 +1,102 @@
+"""Boost with nothing connected, against what people run, cell by cell: the source of the numbers in schedulers/recipe.py.
+
+    python3 run.py python benchmarks/boost.py [--seeds 32] [--out FILE.json]
+
+A cell is a network, a cfg and a number of guided model calls. Errors are geometric means over the seeds of the mean
+squared distance to the converged latent. `rival` is the best of the three in that very cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from support.host import start_host
+from torch import Tensor
+from tqdm import tqdm
+
+logging.basicConfig(level=logging.ERROR)
+start_host()
+import comfy.samplers  # noqa: E402
+from fewstep.nodes.host.boost import Boost, boosted  # noqa: E402
+from problems import Problem, demo_problem, mixture_problem, run  # noqa: E402
+
+RIVALS = (("euler", "simple"), ("uni_pc", "simple"), ("dpmpp_2m", "karras"))
+CALLS = (4, 5, 6, 8, 10, 12, 16, 20)
+CFGS = (1.0, 2.0, 5.0, 7.5)
+NETWORKS: dict[str, Callable[[float, int], Problem]] = {
+    **{f"mixture {kind}": partial(mixture_problem, kind) for kind in ("eps", "flow")},
+    **{f"demo {variant}": partial(demo_problem, variant) for variant in ("eps", "flow")},
+}
+
+
+def error(problem: Problem, name: str, scheduler: str, calls: int) -> float:
+    """Of so many steps, as KSampler makes them."""
+    sampling = comfy.samplers.KSampler(problem.model, calls, problem.model.load_device, name, scheduler)
+    drawn, made = run(problem, comfy.samplers.sampler_object(name), sampling.sigmas)
+    assert made == calls, f"{name} made {made} calls of {calls}"
+    return geometric_mean((drawn - problem.end).double().square().flatten(1).mean(1))
+
+
+def geometric_mean(errors: Tensor) -> float:
+    return float(errors.nan_to_num(1e6).clamp(1e-12, 1e6).log().mean().exp())
+
+
+def rows(seeds: int) -> list[dict]:
+    found = []
+    cells = [(name, cfg) for name in NETWORKS for cfg in CFGS]
+    for name, cfg in tqdm(cells, mininterval=5):
+        problem = NETWORKS[name](cfg, seeds)
+        ours = replace(problem, model=boosted(problem.model, Boost()))
+        for calls in CALLS:
+            errors = {f"{sampler} {schedule}": error(problem, sampler, schedule, calls) for sampler, schedule in RIVALS}
+            boost = error(ours, "euler", "simple", calls)
+            found.append({"network": name, "cfg": cfg, "calls": calls, "boost": boost} | errors)
+    return found
+
+
+def table(found: list[dict]) -> str:
+    """A line a network and cfg, a column a number of calls: boost's error, its share of euler's and of the rival's."""
+    lines = [
+        "| network, cfg | " + " | ".join(f"{calls} calls" for calls in CALLS) + " |",
+        "|---" * (len(CALLS) + 1) + "|",
+    ]
+    for network, cfg in dict.fromkeys((row["network"], row["cfg"]) for row in found):
+        cells = []
+        for row in (r for r in found if (r["network"], r["cfg"]) == (network, cfg)):
+            rival = min(row[f"{sampler} {schedule}"] for sampler, schedule in RIVALS)
+            shares = f"{row['boost'] / row['euler simple']:.0%} / {row['boost'] / rival:.0%}"
+            cells.append(f"{row['boost']:.1e} ({shares})")
+        lines.append(f"| {network}, {cfg:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary(found: list[dict]) -> str:
+    of_euler = torch.tensor([row["boost"] / row["euler simple"] for row in found]).log().mean().exp()
+    behind = [row for row in found if row["boost"] > min(row[f"{s} {c}"] for s, c in RIVALS)]
+    return (
+        f"{of_euler:.0%} of euler simple in the geometric mean; behind the best rival in {len(behind)} of {len(found)}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("boost.json"), help="all figures, as JSON")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    with torch.no_grad():
+        found = rows(args.seeds)
+    args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print(table(found), summary(found), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
