@@ -1,4 +1,4 @@
-"""Boost with nothing connected, against what people run, cell by cell: the source of the numbers in schedulers/recipe.py.
+"""Boost with nothing connected, against what people run, cell by cell: the source of schedulers/recipe.py.
 
     python3 run.py python benchmarks/boost.py [--seeds 32] [--out FILE.json]
 
