@@ -279,14 +279,13 @@ def by_recipe(run: Run, report: Report | None) -> Instead:
     if why := why_theirs(run.sampler):
         raise ValueError(why)
     first, last = run.sigmas[0], run.sigmas[-1]
-    shift = shift_of(run.sampling, run.law)
-    whole = recipe(run.law.is_flow, run.cfg, run.calls, shift)
-    part = share(whole.clock, run.law, first, last)
-    own = recipe(run.law.is_flow, run.cfg, run.calls / max(part, SMALLEST_PART), shift)
-    sampler = deis_sampler(own.clock, own.order, own.corrector, report)
+    shift = shift_of(run.sampling, run.law) if run.law.is_flow else None
+    part = share(recipe(run.cfg, run.calls, shift).places, run.law, first, last)
+    own = recipe(run.cfg, run.calls / max(part, SMALLEST_PART), shift)
+    sampler = deis_sampler(own.answers, own.order, own.corrector, report)
     sampler.inpaint_options = run.sampler.inpaint_options
     remarks = (DISTILLED,) if run.cfg == 1 and run.calls <= FEW else ()
-    return Instead(sampler, placed(own.clock, run.law, first, last, run.calls), remarks)
+    return Instead(sampler, placed(own.places, run.law, first, last, run.calls), remarks)
 
 
 def solver_named(name: str, theirs: Any, report: Report | None) -> Any:
