@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
+from .experts import FewStepTwoExperts
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
@@ -32,4 +33,5 @@ class FewStepExtension(ComfyExtension):
             FewStepGMFlowLabel,
             FewStepGMFlowGuider,
             FewStepGMFlowSampler,
+            FewStepTwoExperts,
         ]

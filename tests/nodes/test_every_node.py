@@ -40,6 +40,7 @@ QUICK = [
     "FewStepRestartInterval",
     "FewStepRestartSampler",
     "FewStepRestartSchedule",
+    "FewStepTwoExperts",
 ]
 SMALL = {
     "images": (2, 3),

@@ -96,6 +96,11 @@ CONTRACT = {
         ["GUIDER"],
     ),
     "FewStepGMFlowSampler": (["mode", "order", "substeps", "temperature", "spectral"], [], ["SAMPLER"]),
+    "FewStepTwoExperts": (
+        ["model_high", "model_low", "positive", "negative", "cfg_high", "cfg_low", "boundary"],
+        [],
+        ["GUIDER"],
+    ),
 }
 
 
