@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...samplers.noise_law import NoiseLaw
+
+if TYPE_CHECKING:
+    from scipy.interpolate import PchipInterpolator
 
 
 def unshifted(t: float, shift: float) -> float:
@@ -35,6 +39,28 @@ class Curve:
         flow_time = unshifted(time, 1 / shift)
         return flow_time if self.law.is_flow else flow_time / (1 - flow_time)
 
+    def times(self) -> np.ndarray:
+        """The unshifted flow time of every node. Raises ValueError for sigmas that do not fall."""
+        times = np.array([self.time(sigma) for sigma in self.sigmas])
+        if len(times) < 2 or not (np.diff(times) < 0).all():
+            raise ValueError("The schedule's sigmas do not fall from step to step. Choose another, or search it again.")
+        return times
+
+    def between(self) -> PchipInterpolator:
+        """Time by the number of a node, and between nodes."""
+        from scipy.interpolate import PchipInterpolator  # a tenth of a second that no start of ComfyUI should cost
+
+        times = self.times()
+        return PchipInterpolator(np.arange(len(times)), times)
+
+    def at(self, numbers: np.ndarray) -> list[float]:
+        """Sigmas at numbers of nodes, which need not be whole."""
+        return [self.sigma(float(time), self.shift) for time in self.between()(numbers)]
+
+    def number_at(self, sigma: float) -> float:
+        """The inverse of `at`, for a sigma between the ends."""
+        return float(self.between().solve(self.time(sigma), extrapolate=False)[0])
+
     def resampled(self, steps: int, shift: float | None = None, start: float | None = None) -> tuple[float, ...]:
         """Falling sigmas of so many steps: the schedule itself where it has as many.
 
@@ -45,13 +71,11 @@ class Curve:
         from scipy.interpolate import PchipInterpolator  # a tenth of a second that no start of ComfyUI should cost
 
         shift = self.shift if shift is None else shift
-        times = np.array([self.time(sigma) for sigma in self.sigmas])
+        times = self.times()
         number = np.arange(len(times))
-        if len(times) < 2 or not (np.diff(times) < 0).all():
-            raise ValueError("The schedule's sigmas do not fall from step to step. Choose another, or search it again.")
         begins = times[0] if start is None else Curve((), self.law, shift).time(start)
         first = float(PchipInterpolator(times[::-1], number[::-1])(begins)) if begins < times[0] else 0.0
-        inner = PchipInterpolator(number, times)(np.linspace(first, number[-1], steps + 1)[1:-1])
+        inner = self.between()(np.linspace(first, number[-1], steps + 1)[1:-1])
         inside = [self.sigma(float(time), shift) for time in inner]
         here = self.sigma(float(begins), shift) if start is None else start
         return (here, *inside, self.sigma(float(times[-1]), shift))

@@ -221,6 +221,21 @@ def test_the_boundary_of_an_eps_model_is_a_share_of_its_timesteps():
     assert guider.sigma_boundary == sampling.percent_to_sigma(0.125)
 
 
+def test_dpm_solver_v3_takes_no_history_across_the_change():
+    """As two samplers, with as many calls; with one model, whose guider has no boundary, it looks back."""
+    from fewstep.nodes.host.dpm_solver_v3 import Choice, dpm_solver_v3_sampler
+    from fewstep.samplers.dpm_solver_v3 import Options
+
+    v3 = dpm_solver_v3_sampler(Choice(Options(), None, "data", "never"))
+    high, low, x, texts = mixture(0), mixture(1), noise(), prompts()
+    whole = run(experts(high, low, *texts), SIGMAS, x, sampler=v3)
+    half = run(alone(high, *texts, 3.0), SIGMAS[: CUT + 1], x, sampler=v3)
+    halves = run(alone(low, *texts, 2.0), SIGMAS[CUT:], torch.zeros_like(x), half, sampler=v3)
+    torch.testing.assert_close(whole, halves, atol=1e-4, rtol=0)
+    same = run(experts(high, high, *texts, 3.0, 3.0), SIGMAS, x, sampler=v3)
+    assert (run(alone(high, *texts, 3.0), SIGMAS, x, sampler=v3) - same).abs().max() > 1e-3
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What is loaded, and when
 
