@@ -109,6 +109,8 @@ class TwoExpertsGuider(comfy.samplers.CFGGuider):
     Raises ValueError for a boundary out of range, and for two models that cannot share a latent.
     """
 
+    original_conds: dict[str, list]
+
     def __init__(
         self, model_high: ModelPatcher, model_low: ModelPatcher, cfg_high: float, cfg_low: float, boundary: float
     ):
@@ -144,8 +146,8 @@ class TwoExpertsGuider(comfy.samplers.CFGGuider):
         try:
             return super().sample(noise, latent_image, sampler, sigmas, *given, **named)
         finally:
-            vars(self).clear()
-            vars(self).update(vars(rest))
+            self.__dict__.clear()
+            self.__dict__.update(vars(rest))
 
     def run_from(self, sigma: float) -> Shared:
         prompts, low_options = self.original_conds, self.model_patcher_low.model_options
@@ -202,6 +204,7 @@ class TwoExpertsGuider(comfy.samplers.CFGGuider):
 
     def hand_over(self, expert: Expert) -> None:
         shared = shared_by(self)
+        assert shared.place is not None, "set before the sampler runs"
         move(self, shared.now)
         shared.now.leave()
         shared.now = expert
@@ -216,7 +219,7 @@ def shared_by(guider: TwoExpertsGuider) -> Shared:
 
 def move(source: comfy.samplers.CFGGuider, target: comfy.samplers.CFGGuider) -> None:
     """What the host's guider holds during a run, as far as the run has come."""
-    vars(target).update({name: value for name, value in vars(source).items() if name in HELD})
+    target.__dict__.update({name: value for name, value in vars(source).items() if name in HELD})
 
 
 def copied(conds: dict[str, list]) -> dict[str, list]:
