@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .boost import FewStepBoost
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
+from .experts import FewStepTwoExperts
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
@@ -34,4 +35,5 @@ class FewStepExtension(ComfyExtension):
             FewStepGMFlowGuider,
             FewStepGMFlowSampler,
             FewStepBoost,
+            FewStepTwoExperts,
         ]

@@ -18,8 +18,8 @@ def sampled_model() -> io.Input:
     return io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled.")
 
 
-def cfg(default: float, tooltip: str) -> io.Input:
-    return io.Float.Input("cfg", default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+def cfg(default: float, tooltip: str, name: str = "cfg") -> io.Input:
+    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
 
 
 def fixed_seed(tooltip: str) -> io.Input:

@@ -1,4 +1,4 @@
-"""What to do on a model of which nothing was measured: where the steps go, and how the answers between them are followed.
+"""What to do on a model of which nothing was measured: where the steps go, and how the answers are followed.
 
 The numbers were found on exact mixtures and on the bundled network, as eps and as flow models, at cfg 1 to 7.5 and 4 to
 20 calls; `benchmarks/boost.py` makes the table of what they give, cell by cell. What held everywhere: the answers are
@@ -15,8 +15,8 @@ import numpy as np
 
 from ..samplers.clock import LogisticClock
 
-# Noise-to-signal: as much of the way lies above it as below. Flow models for larger pictures are shifted, and need more of
-# their steps at high noise, though less than in proportion: where the shift is all that differs (the mixtures), none.
+# Noise-to-signal: as much of the way lies above it as below. Flow models for larger pictures are shifted, and need more
+# of their steps at high noise; where the shift is all that differs (the mixtures) they need none: half of it is taken.
 CENTRE = 1.65
 # Width of the places by number of calls, without guidance and with a strong one; at cfg between them, between them.
 CALLS = (4, 6, 8, 12, 20)

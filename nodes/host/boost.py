@@ -253,15 +253,15 @@ def why_theirs(sampler: Any) -> str:
 
 def described(run: Run) -> str:
     """The sampler, and the scheduler where the sigmas are one's."""
-    discards = name_of(run.sampler) in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
     for name in comfy.samplers.SCHEDULER_NAMES:
-        try:
-            theirs = comfy.samplers.calculate_sigmas(run.sampling, name, run.steps + discards).tolist()
-        except Exception as error:  # a scheduler of another pack may refuse what it likes
-            log.debug("%s gives no schedule: %s", name, error)
-            continue
-        if (*theirs[:-2], theirs[-1]) == run.sigmas if discards else tuple(theirs) == run.sigmas:
-            return f"{name_of(run.sampler)} {name}"
+        for left_out in (0, 1):  # some samplers of the host go without the last sigma but one
+            try:
+                theirs = comfy.samplers.calculate_sigmas(run.sampling, name, run.steps + left_out).tolist()
+            except Exception as error:  # a scheduler of another pack may refuse what it likes
+                log.debug("%s gives no schedule: %s", name, error)
+                continue
+            if (*theirs[: len(theirs) - 1 - left_out], theirs[-1]) == run.sigmas:
+                return f"{name_of(run.sampler)} {name}"
     return name_of(run.sampler)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...samplers.noise_law import NoiseLaw
+
+if TYPE_CHECKING:
+    from scipy.interpolate import PchipInterpolator
 
 
 def unshifted(t: float, shift: float) -> float:
@@ -35,6 +39,28 @@ class Curve:
         flow_time = unshifted(time, 1 / shift)
         return flow_time if self.law.is_flow else flow_time / (1 - flow_time)
 
+    def times(self) -> np.ndarray:
+        """The unshifted flow time of every node. Raises ValueError for sigmas that do not fall."""
+        times = np.array([self.time(sigma) for sigma in self.sigmas])
+        if len(times) < 2 or not (np.diff(times) < 0).all():
+            raise ValueError("The schedule's sigmas do not fall from step to step. Choose another, or search it again.")
+        return times
+
+    def between(self) -> PchipInterpolator:
+        """Time by the number of a node, and between nodes."""
+        from scipy.interpolate import PchipInterpolator  # a tenth of a second that no start of ComfyUI should cost
+
+        times = self.times()
+        return PchipInterpolator(np.arange(len(times)), times)
+
+    def at(self, numbers: np.ndarray) -> list[float]:
+        """Sigmas at numbers of nodes, which need not be whole."""
+        return [self.sigma(float(time), self.shift) for time in self.between()(numbers)]
+
+    def number_at(self, sigma: float) -> float:
+        """The inverse of `at`, for a sigma between the ends."""
+        return float(self.between().solve(self.time(sigma), extrapolate=False)[0])
+
     def resampled(
         self, steps: int, shift: float | None = None, start: float | None = None, end: float | None = None
     ) -> tuple[float, ...]:
@@ -47,17 +73,13 @@ class Curve:
         from scipy.interpolate import PchipInterpolator  # a tenth of a second that no start of ComfyUI should cost
 
         shift = self.shift if shift is None else shift
-        times = np.array([self.time(sigma) for sigma in self.sigmas])
-        number = np.arange(len(times))
-        if len(times) < 2 or not (np.diff(times) < 0).all():
-            raise ValueError("The schedule's sigmas do not fall from step to step. Choose another, or search it again.")
-        here = Curve((), self.law, shift)
+        times, here = self.times(), Curve((), self.law, shift)
         begins, ends = (
             own if sigma is None else here.time(sigma) for own, sigma in ((times[0], start), (times[-1], end))
         )
-        place = PchipInterpolator(times[::-1], number[::-1])
-        first, last = place(np.clip([begins, ends], times[-1], times[0]))
-        inner = PchipInterpolator(number, times)(np.linspace(first, last, steps + 1)[1:-1])
+        number_at = PchipInterpolator(times[::-1], np.arange(len(times))[::-1])
+        first, last = number_at(np.clip([begins, ends], times[-1], times[0]))
+        inner = self.between()(np.linspace(first, last, steps + 1)[1:-1])
         inside = [self.sigma(float(time), shift) for time in inner]
         outer = [
             self.sigma(float(time), shift) if sigma is None else sigma for time, sigma in ((begins, start), (ends, end))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -117,17 +118,17 @@ def tiled_upscale(variant: str) -> dict:
     return prompt
 
 
-GRAPHS = {
+GRAPHS: dict[str, Callable[[str], dict]] = {
     "KSampler": ksampler,
     **{
-        f"KSamplerAdvanced cut {cut}, leftover {leftover}": lambda variant, c=cut, e=leftover: advanced(variant, c, e)
+        f"KSamplerAdvanced cut {cut}, leftover {leftover}": partial(advanced, cut=cut, leftover=leftover)
         for cut in (2, 4, 6)
         for leftover in ("enable", "disable")
     },
     "SamplerCustom": sampler_custom,
     "SamplerCustomAdvanced": sampler_custom_advanced,
     "inpaint": inpaint,
-    **{f"image to image {d}": lambda variant, d=d: image_to_image(variant, d) for d in (0.3, 0.6, 0.9)},
+    **{f"image to image {d}": partial(image_to_image, denoise=d) for d in (0.3, 0.6, 0.9)},
     "tiled upscale": tiled_upscale,
 }
 

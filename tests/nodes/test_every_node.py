@@ -41,6 +41,7 @@ QUICK = [
     "FewStepRestartInterval",
     "FewStepRestartSampler",
     "FewStepRestartSchedule",
+    "FewStepTwoExperts",
 ]
 SMALL = {
     "images": (2, 3),

@@ -12,7 +12,16 @@ from fewstep.nodes.host.symbols import METHODS, SYMBOLS, missing
 
 pytestmark = pytest.mark.usefixtures("host")
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
-HOST = ("comfy", "comfy_api", "comfy_extras", "folder_paths", "server", "node_helpers", "latent_preview")
+HOST = (
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "folder_paths",
+    "server",
+    "node_helpers",
+    "latent_preview",
+)
 
 
 def dotted(node: ast.AST) -> str:

@@ -97,6 +97,11 @@ CONTRACT = {
     ),
     "FewStepGMFlowSampler": (["mode", "order", "substeps", "temperature", "spectral"], [], ["SAMPLER"]),
     "FewStepBoost": (["model", "enabled"], ["tuning", "sampler", "sigmas", "schedule"], ["MODEL"]),
+    "FewStepTwoExperts": (
+        ["model_high", "model_low", "positive", "negative", "cfg_high", "cfg_low", "boundary"],
+        [],
+        ["GUIDER"],
+    ),
 }
 
 
