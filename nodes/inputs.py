@@ -14,8 +14,33 @@ REPORTING: dict[str, Any] = (
 )
 
 
-def sampled_model() -> io.Input:
-    return io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled.")
+def sampled_model(optional: bool = False) -> io.Input:
+    tooltip = "With its LoRAs and shift, as it will be sampled."
+    return io.Model.Input("model", optional=optional, tooltip=tooltip)
+
+
+def measured_on(positive: str, negative: str, guidance: io.Input, latent_image: str) -> list[io.Input]:
+    """What is measured, and on what: sockets for which a guider may stand, with their tooltips. guidance: `cfg`.
+
+    The sockets are optional, the latent too although nothing can stand for it: front ends put what is optional behind
+    the rest, and so the sockets keep their order. cfg is a widget, whose place in saved workflows counts: it stays.
+    """
+    return [
+        sampled_model(optional=True),
+        io.Conditioning.Input("positive", optional=True, tooltip=positive),
+        io.Conditioning.Input("negative", optional=True, tooltip=f"{negative} At cfg 1 it may be left out."),
+        guidance,
+        io.Latent.Input("latent_image", optional=True, tooltip=f"Needed: {latent_image}"),
+    ]
+
+
+def guider() -> io.Input:
+    return io.Guider.Input(
+        "guider",
+        optional=True,
+        tooltip="Instead of model, positive, negative and cfg, which then say nothing: the guider you will sample with "
+        "(Basic Guider with Flux Guidance, CFG Guider, Dual CFG Guider and others).",
+    )
 
 
 def cfg(default: float, tooltip: str) -> io.Input:

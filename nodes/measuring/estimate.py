@@ -34,7 +34,7 @@ from ..host.dpm_solver_v3 import CHECK_SCHEDULE, solver_for
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from .asked import Asked, Range, where_it_stands
-from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
+from .running import Counter, HostDenoiser, check_reached, inside_sampling
 
 DERIVATIVES = ("auto", "forward_mode", "differences")
 IMAGES, LEVELS = Range(2, 4096), Range(6, 400)
@@ -176,7 +176,7 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
     wanted = [number for number in numbers if number not in parts]
     per_batch, for_check = calls_of(request, sigmas, len(numbers))
     counter = Counter(len(wanted) * per_batch + for_check, node_id, "Measuring")
-    guider = guider_for(request.model, request.positive, request.negative, request.cfg)
+    guider = request.guidance()
     derivative = derivative_named(request.derivative)
     for number in wanted:
         counter.phase = f"measuring batch {number + 1} of {batches}"

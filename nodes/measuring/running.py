@@ -11,7 +11,6 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...samplers.contract import Denoiser
@@ -128,11 +127,3 @@ def check_reached(latents: Tensor, what: str, cure: str) -> None:
             f"{what} did not reach a picture (mean square of its latents {size:.3g}; that of a picture is about 1). "
             f"{cure}"
         )
-
-
-def guider_for(model: ModelPatcher, positive: list, negative: list, cfg: float) -> comfy.samplers.CFGGuider:
-    """The host's ordinary guidance, with everything that hangs on the model."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider

@@ -36,12 +36,13 @@ from ...schedulers.optimal_steps import (
 )
 from ...schedulers.optimal_steps.schedules import Schedules
 from ..host.dpm_solver_v3 import NEAR_THE_END, Choice, beyond_check, solver_for, table_for
-from ..host.identity import conditioning_digest, identify
+from ..host.guiders import identify_guided
+from ..host.identity import conditioning_digest
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from ..host.schedules import check_share, rivals, shift_of, sigma_at
 from .asked import Asked, Range, times_of, where_it_stands
-from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
+from .running import Counter, HostDenoiser, check_reached, inside_sampling
 
 SOLVERS = ("euler", "dpmpp_2m", "dpm_solver_v3")
 STARTS = ("auto", "sigma_max")
@@ -209,7 +210,7 @@ def batch_of(request: Request) -> int:
         return 1  # the context windows of ComfyUI 0.3 take one latent
     if comfy.model_management.is_device_cpu(device):
         return 2 * request.trajectories
-    to_load = max(model.model_size() - model.loaded_size(), 0)
+    to_load = sum(max(one.model_size() - one.loaded_size(), 0) for one in request.models)
     free = comfy.model_management.get_free_memory(device) - to_load
     needs = model.model.memory_required([2, *request.latent.shape[1:]])
     return max(1, min(2 * request.trajectories, int(free * 0.8 / needs)))
@@ -326,8 +327,7 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
         bench = Bench(request, in_batches, student, noise.to(x), latent.to(x), denoise.announce, enter)
         return phases(bench, kept, sigmas, rival_schedules)
 
-    guider = guider_for(request.model, request.positive, request.negative, request.cfg)
-    found = inside_sampling(guider, noise[:batch], [*sigmas, 0.0], work, request.seed)
+    found = inside_sampling(request.guidance(), noise[:batch], [*sigmas, 0.0], work, request.seed)
     counter.finish()
     return found
 
@@ -352,7 +352,7 @@ def student_of(request: Request) -> Student:
         return Euler() if request.solver == "euler" else Multistep2M()
     choice = Choice(Options(), request.statistics, "data", "when_checked", None)
     item = request.latent.shape[1:]
-    here = identify(request.model) | {"cfg": request.cfg}
+    here = identify_guided(request.guided)
     given = request.statistics
     beyond = beyond_check(given, request.steps, request.sampling) if given else ""
     table, order, _ = table_for(choice, request.steps, here, tuple(item), beyond)

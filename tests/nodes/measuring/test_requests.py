@@ -194,7 +194,7 @@ def test_a_latent_is_measured_at_the_size_that_the_host_samples():
         ({"positive": None}, "positive is missing; it must be a CONDITIONING"),
         ({"positive": []}, "positive is an empty list"),
         ({"positive": [torch.ones(1, 1, 1)]}, "positive is a list"),
-        ({"negative": None}, "negative is missing"),
+        ({"negative": None, "cfg": 2.0}, "negative is missing"),
         ({"negative": [], "cfg": 2.0}, "negative is an empty list"),
         ({"cfg": math.nan}, "cfg is nan; it must be a number of 0 or more"),
         ({"cfg": None}, "cfg is None"),
