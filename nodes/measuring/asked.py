@@ -176,8 +176,9 @@ def check_conditioning(name: str, conditioning: Any) -> None:
 
 def check_channels(model: ModelPatcher, latent: Tensor) -> None:
     """Raises ValueError for latents that the model does not have."""
-    channels = model.get_model_object("latent_format").latent_channels
-    if latent.ndim < 3 or latent.shape[1] != channels or not latent.numel():
+    kind = model.get_model_object("latent_format")
+    channels = kind.latent_channels
+    if not 3 <= latent.ndim <= 2 + max(kind.latent_dimensions, 2) or latent.shape[1] != channels or not latent.numel():
         raise ValueError(
             f"latent_image has the shape {' x '.join(map(str, latent.shape))}; this model's latents are batch x "
             f"{channels} channels x height x width, none of them 0. Connect an empty latent, or encode the pictures "

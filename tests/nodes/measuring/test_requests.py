@@ -202,6 +202,7 @@ def test_a_latent_is_measured_at_the_size_that_the_host_samples():
         ({"seed": 0.5}, "seed is 0.5"),
         ({"latent": torch.zeros(0, 4, 8, 8)}, "latent_image has the shape 0 x 4 x 8 x 8"),
         ({"latent": torch.ones(1, 16, 8, 8)}, "this model's latents are batch x 4 channels"),
+        ({"latent": torch.zeros(1, 4, 1, 8, 8)}, "latent_image has the shape 1 x 4 x 1 x 8 x 8"),
         ({"latent": torch.full((1, 4, 8, 8), math.nan)}, "latent_image holds NaN"),
     ],
 )
