@@ -16,6 +16,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..host.caches import check_no_cache
 from ..host.guiders import (
     as_conditioning,
     cfg_of,
@@ -72,6 +73,8 @@ class Asked:
             check_guidance(self.guider)
         object.__setattr__(self, "model", self.guided.model_patcher)
         object.__setattr__(self, "cfg", cfg_of(self.guided))
+        for model in self.models:
+            check_no_cache(model)
         SEED.check("seed", self.seed)
         check_channels(self.model, self.latent)
 
