@@ -164,6 +164,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
                 ),
                 inputs.save_as("model type, cfg"),
                 inputs.guider(),
+                inputs.prompts(),
             ],
             outputs=[StatisticsType.Output(display_name="statistics")],
             hidden=[io.Hidden.unique_id],
@@ -186,10 +187,22 @@ class FewStepEstimateStatistics(io.ComfyNode):
         latent_image=None,
         save_as="",
         guider=None,
+        prompts=(),
     ) -> io.NodeOutput:
         latent = latent_for(sampled_model(model, guider), latent_image)
         request = Request(
-            model, positive, negative, cfg, latent, seed, images, levels, pooling, derivative, guider=guider
+            model,
+            positive,
+            negative,
+            cfg,
+            latent,
+            seed,
+            images,
+            levels,
+            pooling,
+            derivative,
+            guider=guider,
+            prompts=prompts,
         )
         facts = request.facts
         stem = f"{facts['prediction'].lower()}-cfg{request.cfg:g}-{key_of(facts)}"

@@ -9,6 +9,7 @@ from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewSte
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
+from .prompts import FewStepPromptList
 from .restart import FewStepRestartInterval, FewStepRestartSampler, FewStepRestartSchedule
 
 
@@ -32,4 +33,5 @@ class FewStepExtension(ComfyExtension):
             FewStepGMFlowLabel,
             FewStepGMFlowGuider,
             FewStepGMFlowSampler,
+            FewStepPromptList,
         ]

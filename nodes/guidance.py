@@ -65,6 +65,7 @@ class FewStepMeasureSpread(io.ComfyNode):
                 ),
                 inputs.save_as("model type"),
                 inputs.guider(),
+                inputs.prompts(),
             ],
             outputs=[SpreadType.Output(display_name="spread")],
             hidden=[io.Hidden.unique_id],
@@ -86,9 +87,12 @@ class FewStepMeasureSpread(io.ComfyNode):
         estimator="residual",
         save_as="",
         guider=None,
+        prompts=(),
     ) -> io.NodeOutput:
         latent = latent_for(sampled_model(model, guider), latent_image)
-        request = Request(model, positive, negative, cfg, latent, seed, images, levels, estimator, guider=guider)
+        request = Request(
+            model, positive, negative, cfg, latent, seed, images, levels, estimator, guider=guider, prompts=prompts
+        )
         facts = request.facts
         stem = f"spread-{facts['prediction'].lower()}-{key_of(facts)}"
         path, spread = path_for(save_as, stem, facts, load_spread)

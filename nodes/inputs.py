@@ -8,6 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+Prompts = io.Custom("FEWSTEP_PROMPTS")
 # For schemas of nodes that report: a page that is opened later is told too, where the host knows how (0.33).
 REPORTING: dict[str, Any] = (
     {"has_intermediate_output": True} if "has_intermediate_output" in io.Schema.__dataclass_fields__ else {}
@@ -40,6 +41,15 @@ def guider() -> io.Input:
         optional=True,
         tooltip="Instead of model, positive, negative and cfg, which then say nothing: the guider you will sample with "
         "(Basic Guider with Flux Guidance, CFG Guider, Dual CFG Guider and others).",
+    )
+
+
+def prompts() -> io.Input:
+    return Prompts.Input(
+        "prompts",
+        optional=True,
+        tooltip="From Further Prompt: dealt out with the first over the latents that are measured on, one after the "
+        "other, so that what is found is for all of them.",
     )
 
 

@@ -99,6 +99,7 @@ class FewStepSearchSchedule(io.ComfyNode):
                 ),
                 inputs.save_as("solver, steps, cfg"),
                 inputs.guider(),
+                inputs.prompts(),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas"), ScheduleType.Output(display_name="schedule")],
             hidden=[io.Hidden.unique_id],
@@ -125,11 +126,12 @@ class FewStepSearchSchedule(io.ComfyNode):
         statistics=None,
         save_as="",
         guider=None,
+        prompts=(),
     ) -> io.NodeOutput:
         latent = latent_for(sampled_model(model, guider), latent_image)
         request = Request(
             model, positive, negative, cfg, latent, seed, steps, solver, teacher_steps, trajectories, start, polish,
-            denoise, statistics if solver == "dpm_solver_v3" else None, guider=guider,
+            denoise, statistics if solver == "dpm_solver_v3" else None, guider=guider, prompts=prompts,
         )  # fmt: skip
         facts = request.facts
         stem = f"schedule-{solver}-{steps}-cfg{request.cfg:g}-{key_of(facts)}"

@@ -88,6 +88,7 @@ FACTS: dict[str, Rule] = {
     "batch": COUNT,
     "teacher_steps": COUNT,
     "trajectories": COUNT,
+    "prompts": COUNT,
     "polish": whole(0, 10**9),
     "denoise": number(1e-6, 1),
 } | {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from ..host.guiders import (
 )
 from ..host.identity import conditioning_digest, identify
 from ..host.noise_law import noise_law
+from ..host.prompts import Prompt, together, under
 
 
 class Range(NamedTuple):
@@ -54,6 +55,7 @@ class Asked:
     """On what a person wants something measured. latent: all zeros, or pictures.
 
     guider: stands for model, positive, negative and cfg, which then say nothing; model and cfg become the guider's.
+    prompts: further ones, which are dealt out with the first.
     Raises ValueError, in words, where a part is missing or is not what it should be.
     """
 
@@ -64,6 +66,7 @@ class Asked:
     latent: Tensor
     seed: int
     guider: comfy.samplers.CFGGuider | None = field(default=None, kw_only=True)
+    prompts: Sequence[Prompt] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         check_model(sampled_model(self.model, self.guider))
@@ -71,6 +74,7 @@ class Asked:
             check_prompts(self.positive, self.negative, self.cfg)
         else:
             check_guidance(self.guider)
+        check_further(self.guided, self.prompts)
         object.__setattr__(self, "model", self.guided.model_patcher)
         object.__setattr__(self, "cfg", cfg_of(self.guided))
         for model in self.models:
@@ -85,13 +89,33 @@ class Asked:
             return self.guider
         return guider_for(self.model, self.positive, self.negative or [], self.cfg)
 
+    @cached_property
+    def each(self) -> list[comfy.samplers.CFGGuider]:
+        """A guider for each prompt, as the person guides."""
+        return [
+            fresh(self.guided),
+            *(under(self.guided, (positive, negative or [])) for positive, negative in self.prompts),
+        ]
+
     def guidance(self) -> comfy.samplers.CFGGuider:
         """To sample with, as the person will."""
-        return fresh(self.guided)
+        return together([fresh(guider) for guider in self.each])
 
     def without_guidance(self) -> comfy.samplers.CFGGuider:
-        """To ask for the prediction under the prompt alone."""
-        return without_guidance(self.guided)
+        """To ask for the prediction under the prompts alone."""
+        return together([without_guidance(guider) for guider in self.each])
+
+    def dealt(self, numbers: Iterable[int]) -> list[int]:
+        """Which prompt, by number, each of the latents `numbers` has: one after the other."""
+        return [number % len(self.each) for number in numbers]
+
+    def check_all_dealt(self, name: str, value: int) -> None:
+        """Raises ValueError where there are fewer latents than prompts."""
+        if value < len(self.each):
+            raise ValueError(
+                f"{name} is {value}, and there are {len(self.each)} prompts. Raise {name} to {len(self.each)} or more, "
+                "or connect fewer prompts."
+            )
 
     @property
     def models(self) -> list[ModelPatcher]:
@@ -110,6 +134,9 @@ class Asked:
         guider = guider_fact(self.guided)
         further = {"guider": guider} if guider else {}
         own = {"cfg": self.cfg, "prompt": prompt_digest(self.guided), "seed": self.seed}
+        if self.prompts:
+            digests = [prompt_digest(guider) for guider in self.each[1:]]
+            own |= {"prompt": conditioning_digest([own["prompt"], *digests]), "prompts": len(self.each)}
         return identify(self.model) | noise | own | further
 
     @cached_property
@@ -147,6 +174,19 @@ def check_guidance(guider: comfy.samplers.CFGGuider) -> None:
     for name, value in numbers_of(guider).items():
         if isinstance(value, (int, float)):
             check_cfg(name, value)
+
+
+def check_further(guider: comfy.samplers.CFGGuider, prompts: Any) -> None:
+    """Raises ValueError for further prompts that are none, or that the guider has no sides for."""
+    if not prompts:
+        return
+    if not is_ordinary(guider):
+        raise ValueError(
+            f"Further prompts have a positive and a negative side, and {type(guider).__name__} guides otherwise. Take "
+            "CFG Guider, Basic Guider or no guider, or disconnect prompts."
+        )
+    for positive, negative in prompts:
+        check_prompts(positive, negative, guider.cfg)
 
 
 def check_prompts(positive: Any, negative: Any, cfg: Any) -> None:

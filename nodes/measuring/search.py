@@ -80,6 +80,7 @@ class Request(Asked):
         check_choice("solver", self.solver, SOLVERS)
         TEACHER_STEPS.check("teacher_steps", self.teacher_steps)
         TRAJECTORIES.check("trajectories", self.trajectories)
+        self.check_all_dealt("trajectories", self.trajectories)
         check_choice("start", self.start, STARTS)
         POLISH.check("polish", self.polish)
         check_denoise(self)
@@ -258,6 +259,13 @@ class Bench:
     latent: Tensor
     announce: Callable[[Sequence[float]], None] = lambda sigmas: None
     enter: Callable[[str], None] = lambda phase: None
+    deal: Callable[[Denoiser, Sequence[int]], Denoiser] = lambda denoise, prompts: denoise
+
+    def ask(self, part: slice) -> Denoiser:
+        """The model, for some of the trajectories, each under its own prompt; those kept out begin with the first."""
+        count = self.request.trajectories
+        numbers = [number % count for number in range(2 * count)]
+        return self.deal(self.denoise, self.request.dealt(numbers[part]))
 
     def start(self, sigma: float, part: slice) -> Tensor:
         """The latents as the host begins to sample them at a sigma."""
@@ -274,7 +282,7 @@ class Bench:
         nodes = range(len(teacher.sigmas)) if starts_freely(request) else (0,)
         lowest = float(request.sampling.sigma_min) if not request.law.is_flow else 0.0
         return Task(
-            self.denoise,
+            self.ask(part),
             self.student,
             request.law,
             replace(teacher, end=teacher.end[part]),
@@ -324,7 +332,7 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
     def work(denoise: HostDenoiser, x: Tensor) -> Schedules:
         in_batches = split(counter.watch(denoise), batch)
         student = student_of(request)
-        bench = Bench(request, in_batches, student, noise.to(x), latent.to(x), denoise.announce, enter)
+        bench = Bench(request, in_batches, student, noise.to(x), latent.to(x), denoise.announce, enter, denoise.deal)
         return phases(bench, kept, sigmas, rival_schedules)
 
     found = inside_sampling(request.guidance(), noise[:batch], [*sigmas, 0.0], work, request.seed)
@@ -394,7 +402,7 @@ def taught(bench: Bench, sigmas: Sequence[float]) -> Teacher:
     """
     x, count = bench.start(sigmas[0], slice(None)), bench.request.trajectories
     store = store_for(bench.request, len(sigmas) * count, x)
-    teacher = follow(bench.denoise, x, bench.request.law, sigmas, every=2, keep=lambda x: x[:count].to(store))
+    teacher = follow(bench.ask(slice(None)), x, bench.request.law, sigmas, every=2, keep=lambda x: x[:count].to(store))
     what = f"The teacher of {len(sigmas)} steps, at cfg {bench.request.cfg:g},"
     check_reached(teacher.end, what, "Lower the cfg, check the model's shift, or raise teacher_steps.")
     return teacher

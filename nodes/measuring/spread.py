@@ -37,6 +37,7 @@ class Request(Asked):
     def __post_init__(self) -> None:
         super().__post_init__()
         IMAGES.check("images", self.images)
+        self.check_all_dealt("images", self.images)
         LEVELS.check("levels", self.levels)
         check_choice("estimator", self.estimator, ESTIMATORS)
 
@@ -89,7 +90,7 @@ def measure_batch(request: Request, numbers: range, sigmas: Tensor, counter: Cou
     noise = torch.stack([numbers_for(request, number, RENOISE, x0[0].shape) for number in numbers])
 
     def work(denoise: HostDenoiser, x: Tensor) -> Tensor:
-        watched = counter.watch(denoise)
+        watched = counter.watch(denoise.dealt(request.dealt(numbers)))
         given = (x0.to(x), noise.to(x))
         return torch.stack([at_level(request, watched, *given, float(sigma), numbers) for sigma in sigmas], 1)
 
@@ -109,7 +110,8 @@ def references(request: Request, numbers: range, counter: Counter) -> Tensor:
     solver = DPMSolverV3(noise_law(sampling), options=Options(order=3, last_step="denoised"))
     noise = torch.stack([numbers_for(request, number, START, request.latent.shape[1:]) for number in numbers])
     sigmas = checked_sigmas(sampling, DRAWING_STEPS)
-    return draw_with(solver, request.guidance(), noise, sigmas, request.seed, counter)
+    prompts = request.dealt(numbers)
+    return draw_with(solver, request.guidance(), noise, sigmas, request.seed, counter, prompts)
 
 
 def numbers_for(request: Request, number: int, purpose: int, shape) -> Tensor:

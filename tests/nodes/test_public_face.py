@@ -45,19 +45,19 @@ CONTRACT = {
     ),
     "FewStepEstimateStatistics": (
         ["cfg", "seed", "images", "levels", "pooling", "derivative"],
-        [*SOCKETS, "save_as", "guider"],
+        [*SOCKETS, "save_as", "guider", "prompts"],
         ["FEWSTEP_STATISTICS"],
     ),
     "FewStepLoadStatistics": (["name"], ["model"], ["FEWSTEP_STATISTICS"]),
     "FewStepSearchSchedule": (
         ["cfg", "seed", "steps", "solver", "teacher_steps", "trajectories", "start", "polish", "denoise"],
-        [*SOCKETS, "statistics", "save_as", "guider"],
+        [*SOCKETS, "statistics", "save_as", "guider", "prompts"],
         ["SIGMAS", "FEWSTEP_SCHEDULE"],
     ),
     "FewStepLoadSchedule": (["name", "model", "steps", "denoise"], [], ["SIGMAS"]),
     "FewStepMeasureSpread": (
         ["cfg", "seed", "images", "levels"],
-        [*SOCKETS, "estimator", "save_as", "guider"],
+        [*SOCKETS, "estimator", "save_as", "guider", "prompts"],
         ["FEWSTEP_SPREAD"],
     ),
     "FewStepProbabilisticGuidance": (
@@ -72,6 +72,7 @@ CONTRACT = {
         [],
         ["GUIDER"],
     ),
+    "FewStepPromptList": (["positive"], ["negative", "previous"], ["FEWSTEP_PROMPTS"]),
     "FewStepGMFlowSampler": (["mode", "order", "substeps", "temperature", "spectral"], [], ["SAMPLER"]),
 }
 
@@ -101,7 +102,7 @@ def test_what_was_saved_before_guiders_finds_its_widgets_and_sockets(nodes, name
     assert widget_values({"widgets_values": list(values.values())}, nodes[name]) == values
     drawn = [word for group in ("required", "optional") for word in nodes[name]["input_order"].get(group, [])]
     sockets = [word for word in drawn if word not in values]
-    assert sockets[:4] == SOCKETS and sockets[-1] == "guider" and len(sockets) <= 6
+    assert sockets[:4] == SOCKETS and sockets[-2:] == ["guider", "prompts"] and len(sockets) <= 7
 
 
 def test_every_node_has_a_help_page_that_the_host_serves(server, nodes):
