@@ -190,20 +190,8 @@ class FewStepEstimateStatistics(io.ComfyNode):
         prompts=(),
     ) -> io.NodeOutput:
         latent = latent_for(sampled_model(model, guider), latent_image)
-        request = Request(
-            model,
-            positive,
-            negative,
-            cfg,
-            latent,
-            seed,
-            images,
-            levels,
-            pooling,
-            derivative,
-            guider=guider,
-            prompts=prompts,
-        )
+        beside = {"guider": guider, "prompts": prompts}
+        request = Request(model, positive, negative, cfg, latent, seed, images, levels, pooling, derivative, **beside)
         facts = request.facts
         stem = f"{facts['prediction'].lower()}-cfg{request.cfg:g}-{key_of(facts)}"
         path, known = path_for(save_as, stem, facts, load_measured)

@@ -90,9 +90,8 @@ class FewStepMeasureSpread(io.ComfyNode):
         prompts=(),
     ) -> io.NodeOutput:
         latent = latent_for(sampled_model(model, guider), latent_image)
-        request = Request(
-            model, positive, negative, cfg, latent, seed, images, levels, estimator, guider=guider, prompts=prompts
-        )
+        beside = {"guider": guider, "prompts": prompts}
+        request = Request(model, positive, negative, cfg, latent, seed, images, levels, estimator, **beside)
         facts = request.facts
         stem = f"spread-{facts['prediction'].lower()}-{key_of(facts)}"
         path, spread = path_for(save_as, stem, facts, load_spread)

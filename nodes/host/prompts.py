@@ -29,6 +29,7 @@ class ManyPrompts(comfy.samplers.CFGGuider):
     """
 
     number = 0
+    conds: dict[str, list]
 
     def __init__(self, guiders: Sequence[comfy.samplers.CFGGuider]):
         super().__init__(guiders[0].model_patcher)
@@ -43,7 +44,7 @@ class ManyPrompts(comfy.samplers.CFGGuider):
         latent_shapes=None,
     ):  # fmt: skip
         """As the host's, for all prompts. The first stands where the host looks for it."""
-        together = self.conds
+        together: dict[str, list] = self.conds
         each = [{name: together[key] for name, key in names.items()} for names in self.names]
         prepare = (device, latent_image, denoise_mask, seed)
         self.further = [

@@ -111,7 +111,7 @@ def guiders() -> st.SearchStrategy:
 
     flow, positive, negative = demo("flow")
     dual = executed_in_host(DualCFGGuider, flow, positive, negative, negative, 3.0, 2.0, "nested")
-    mixtures = gmflow_guider(*demo("gmflow"), Guidance(0.45))
+    mixtures = gmflow_guider(demo("gmflow")[0], positive, negative, Guidance(0.45))
     ordinary = guider_for(flow, positive, negative, 3.0), executed_in_host(BasicGuider, flow, positive)
     return st.sampled_from([*ordinary, dual, mixtures, comfy.samplers.CFGGuider(flow), None, 5])
 

@@ -128,7 +128,12 @@ def test_a_file_is_found_both_ways(tmp_path, monkeypatch):
     patcher, calls = model(), []
     network = patcher.model.diffusion_model
     original = network.denoise
-    network.denoise = lambda *args: calls.append(1) or original(*args)
+
+    def denoise(*args):
+        calls.append(1)
+        return original(*args)
+
+    network.denoise = denoise
     latent = {"samples": torch.zeros(1, 4, SIZE, SIZE)}
     common = {"latent_image": latent, "seed": 0, "images": 2, "levels": 6, "cfg": CFG}
     measuring = of_the_pack()["FewStepMeasureSpread"]
@@ -205,7 +210,8 @@ class Own:
 
         guider = Guider(patcher)
         guider.set_conds(prompt(0), prompt(-1))
-        vars(guider).update(settings)
+        for name, value in settings.items():
+            setattr(guider, name, value)
         return guider
 
 

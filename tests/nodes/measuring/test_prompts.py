@@ -65,7 +65,7 @@ def test_every_image_is_measured_under_its_own_prompt(batch):
 
 def test_a_search_asks_about_every_trajectory_under_its_own_prompt():
     """Those that it compares on as well; and each is asked about under no other."""
-    patcher, seen = model("FLOW"), {}
+    patcher, seen = model("FLOW"), dict[float, set[int]]()
     network = patcher.model.diffusion_model
     original = network.denoise
 
