@@ -23,7 +23,7 @@ start_host()
 import comfy.model_management  # noqa: E402
 import comfy.samplers  # noqa: E402
 from fewstep.nodes.host.gmflow import Choice, Guidance, gmflow_guider, gmflow_sampler  # noqa: E402
-from fewstep.nodes.measuring.running import guider_for  # noqa: E402
+from fewstep.nodes.host.guiders import guider_for  # noqa: E402
 from fewstep.nodes.models.demo import EmojiLatent, load_clip, load_model  # noqa: E402
 
 HERE = Path(__file__).parent

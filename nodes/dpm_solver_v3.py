@@ -13,7 +13,7 @@ from . import inputs
 from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
 from .host.files import find, keep, key_of, path_for, saved_at, statistics_names
 from .host.progress import Report
-from .measuring.asked import latent_for
+from .measuring.asked import latent_for, sampled_model
 from .measuring.estimate import DERIVATIVES, IMAGES, LEVELS, Part, Request, estimate, published_range
 from .measuring.interrupted import Interrupted
 
@@ -123,16 +123,14 @@ class FewStepEstimateStatistics(io.ComfyNode):
             description="Measures DPM-Solver-v3's statistics on your model, with your prompt and cfg, checks them on "
             "seeds they do not know, and saves them in models/fewstep. Some hundred model calls, once a model.",
             inputs=[
-                inputs.sampled_model(),
-                io.Conditioning.Input("positive", tooltip="A typical prompt."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt that goes with it."),
-                inputs.cfg(
-                    5.0, "The cfg you will sample with, 0 to 100. Statistics of another cfg are worse than none."
-                ),
-                io.Latent.Input(
-                    "latent_image",
-                    tooltip="An empty latent of the size you will sample: the model draws its own references, as many "
-                    "at a time as its batch size. A latent with pictures: these are the references, not checked.",
+                *inputs.measured_on(
+                    "A typical prompt.",
+                    "The negative prompt that goes with it.",
+                    inputs.cfg(
+                        5.0, "The cfg you will sample with, 0 to 100. Statistics of another cfg are worse than none."
+                    ),
+                    "an empty latent of the size you will sample: the model draws its own references, as many at a "
+                    "time as its batch size. A latent with pictures: these are the references, not checked.",
                 ),
                 inputs.fixed_seed("Of the references and probes. Another seed is another measurement."),
                 io.Int.Input(
@@ -165,6 +163,8 @@ class FewStepEstimateStatistics(io.ComfyNode):
                     "the model's code allows it.",
                 ),
                 inputs.save_as("model type, cfg"),
+                inputs.guider(),
+                inputs.prompts(),
             ],
             outputs=[StatisticsType.Output(display_name="statistics")],
             hidden=[io.Hidden.unique_id],
@@ -175,22 +175,25 @@ class FewStepEstimateStatistics(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        positive,
-        negative,
         cfg,
-        latent_image,
         seed,
         images,
         levels,
         pooling,
         derivative,
+        model=None,
+        positive=None,
+        negative=None,
+        latent_image=None,
         save_as="",
+        guider=None,
+        prompts=(),
     ) -> io.NodeOutput:
-        latent = latent_for(model, latent_image)
-        request = Request(model, positive, negative, cfg, latent, seed, images, levels, pooling, derivative)
+        latent = latent_for(sampled_model(model, guider), latent_image)
+        beside = {"guider": guider, "prompts": prompts}
+        request = Request(model, positive, negative, cfg, latent, seed, images, levels, pooling, derivative, **beside)
         facts = request.facts
-        stem = f"{facts['prediction'].lower()}-cfg{cfg:g}-{key_of(facts)}"
+        stem = f"{facts['prediction'].lower()}-cfg{request.cfg:g}-{key_of(facts)}"
         path, known = path_for(save_as, stem, facts, load_measured)
         place = saved_at(path)
         if known is None or known.facts["batches"] < request.batches:

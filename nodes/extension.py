@@ -11,6 +11,7 @@ from .experts import FewStepTwoExperts
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
+from .prompts import FewStepPromptList
 from .restart import FewStepRestartInterval, FewStepRestartSampler, FewStepRestartSchedule
 
 
@@ -36,4 +37,5 @@ class FewStepExtension(ComfyExtension):
             FewStepGMFlowSampler,
             FewStepBoost,
             FewStepTwoExperts,
+            FewStepPromptList,
         ]

@@ -11,7 +11,7 @@ from . import inputs
 from .host.files import keep, key_of, path_for, saved_at
 from .host.guidance import guided_model
 from .host.progress import Report
-from .measuring.asked import latent_for
+from .measuring.asked import latent_for, sampled_model
 from .measuring.estimate import IMAGES, LEVELS
 from .measuring.interrupted import Interrupted
 from .measuring.spread import ESTIMATORS, Request, measure_spread
@@ -31,14 +31,14 @@ class FewStepMeasureSpread(io.ComfyNode):
             "what Probabilistic Guidance bounds guidance by. Some 250 model calls, once a model; kept in "
             "models/fewstep.",
             inputs=[
-                inputs.sampled_model(),
-                io.Conditioning.Input("positive", tooltip="A typical prompt: the spread is that under it."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt, with which references are drawn."),
-                inputs.cfg(4.0, "With which references are drawn, 0 to 100. The spread is measured without guidance."),
-                io.Latent.Input(
-                    "latent_image",
-                    tooltip="An empty latent of the size you will sample: the model draws references, as many at a "
-                    "time as its batch size. A latent with pictures: these are the references.",
+                *inputs.measured_on(
+                    "A typical prompt: the spread is that under it.",
+                    "The negative prompt, with which references are drawn.",
+                    inputs.cfg(
+                        4.0, "With which references are drawn, 0 to 100. The spread is measured without guidance."
+                    ),
+                    "an empty latent of the size you will sample: the model draws references, as many at a time as "
+                    "its batch size. A latent with pictures: these are the references.",
                 ),
                 inputs.fixed_seed("Of the references and their noise. Another seed is another measurement."),
                 io.Int.Input(
@@ -64,6 +64,8 @@ class FewStepMeasureSpread(io.ComfyNode):
                     "model's slope (Tweedie), which leaves the model's own error out; twice the calls.",
                 ),
                 inputs.save_as("model type"),
+                inputs.guider(),
+                inputs.prompts(),
             ],
             outputs=[SpreadType.Output(display_name="spread")],
             hidden=[io.Hidden.unique_id],
@@ -74,19 +76,22 @@ class FewStepMeasureSpread(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        positive,
-        negative,
         cfg,
-        latent_image,
         seed,
         images,
         levels,
+        model=None,
+        positive=None,
+        negative=None,
+        latent_image=None,
         estimator="residual",
         save_as="",
+        guider=None,
+        prompts=(),
     ) -> io.NodeOutput:
-        latent = latent_for(model, latent_image)
-        request = Request(model, positive, negative, cfg, latent, seed, images, levels, estimator)
+        latent = latent_for(sampled_model(model, guider), latent_image)
+        beside = {"guider": guider, "prompts": prompts}
+        request = Request(model, positive, negative, cfg, latent, seed, images, levels, estimator, **beside)
         facts = request.facts
         stem = f"spread-{facts['prediction'].lower()}-{key_of(facts)}"
         path, spread = path_for(save_as, stem, facts, load_spread)

@@ -8,14 +8,49 @@ from typing import Any
 
 from comfy_api.latest import io
 
+Prompts = io.Custom("FEWSTEP_PROMPTS")
 # For schemas of nodes that report: a page that is opened later is told too, where the host knows how (0.33).
 REPORTING: dict[str, Any] = (
     {"has_intermediate_output": True} if "has_intermediate_output" in io.Schema.__dataclass_fields__ else {}
 )
 
 
-def sampled_model() -> io.Input:
-    return io.Model.Input("model", tooltip="With its LoRAs and shift, as it will be sampled.")
+def sampled_model(optional: bool = False) -> io.Input:
+    tooltip = "With its LoRAs and shift, as it will be sampled."
+    return io.Model.Input("model", optional=optional, tooltip=tooltip)
+
+
+def measured_on(positive: str, negative: str, guidance: io.Input, latent_image: str) -> list[io.Input]:
+    """What is measured, and on what: sockets for which a guider may stand, with their tooltips. guidance: `cfg`.
+
+    The sockets are optional, the latent too although nothing can stand for it: front ends put what is optional behind
+    the rest, and so the sockets keep their order. cfg is a widget, whose place in saved workflows counts: it stays.
+    """
+    return [
+        sampled_model(optional=True),
+        io.Conditioning.Input("positive", optional=True, tooltip=positive),
+        io.Conditioning.Input("negative", optional=True, tooltip=f"{negative} At cfg 1 it may be left out."),
+        guidance,
+        io.Latent.Input("latent_image", optional=True, tooltip=f"Needed: {latent_image}"),
+    ]
+
+
+def guider() -> io.Input:
+    return io.Guider.Input(
+        "guider",
+        optional=True,
+        tooltip="Instead of model, positive, negative and cfg, which then say nothing: the guider you will sample with "
+        "(Basic Guider with Flux Guidance, CFG Guider, Dual CFG Guider and others).",
+    )
+
+
+def prompts() -> io.Input:
+    return Prompts.Input(
+        "prompts",
+        optional=True,
+        tooltip="From Further Prompt: dealt out with the first over the latents that are measured on, one after the "
+        "other, so that what is found is for all of them.",
+    )
 
 
 def cfg(default: float, tooltip: str, name: str = "cfg") -> io.Input:

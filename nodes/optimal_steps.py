@@ -11,7 +11,7 @@ from .dpm_solver_v3 import StatisticsType
 from .host.files import find, keep, key_of, names_of, path_for, saved_at
 from .host.loading import TABLES, loaded
 from .host.progress import Report
-from .measuring.asked import latent_for
+from .measuring.asked import latent_for, sampled_model
 from .measuring.chart import chart
 from .measuring.interrupted import Interrupted
 from .measuring.search import (
@@ -41,13 +41,11 @@ class FewStepSearchSchedule(io.ComfyNode):
             "to the converged picture in so many steps. It is compared with all of ComfyUI's schedules on seeds that "
             "the search did not see; the best of all is the result, and it is saved in models/fewstep.",
             inputs=[
-                inputs.sampled_model(),
-                io.Conditioning.Input("positive", tooltip="A typical prompt."),
-                io.Conditioning.Input("negative", tooltip="The negative prompt that goes with it."),
-                inputs.cfg(5.0, "The cfg you will sample with, 0 to 100. At another cfg another schedule is best."),
-                io.Latent.Input(
-                    "latent_image",
-                    tooltip="An empty latent of the size you will sample. For a denoise below 1: encoded pictures.",
+                *inputs.measured_on(
+                    "A typical prompt.",
+                    "The negative prompt that goes with it.",
+                    inputs.cfg(5.0, "The cfg you will sample with, 0 to 100. At another cfg another schedule is best."),
+                    "an empty latent of the size you will sample. For a denoise below 1: encoded pictures.",
                 ),
                 inputs.fixed_seed("Of the noise that is searched and compared on. Another seed is another search."),
                 io.Int.Input(
@@ -100,6 +98,8 @@ class FewStepSearchSchedule(io.ComfyNode):
                     "statistics", optional=True, tooltip="For the solver dpm_solver_v3: those you will sample with."
                 ),
                 inputs.save_as("solver, steps, cfg"),
+                inputs.guider(),
+                inputs.prompts(),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas"), ScheduleType.Output(display_name="schedule")],
             hidden=[io.Hidden.unique_id],
@@ -110,11 +110,7 @@ class FewStepSearchSchedule(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model,
-        positive,
-        negative,
         cfg,
-        latent_image,
         seed,
         steps,
         solver,
@@ -123,16 +119,22 @@ class FewStepSearchSchedule(io.ComfyNode):
         start,
         polish,
         denoise,
+        model=None,
+        positive=None,
+        negative=None,
+        latent_image=None,
         statistics=None,
         save_as="",
+        guider=None,
+        prompts=(),
     ) -> io.NodeOutput:
-        latent = latent_for(model, latent_image)
+        latent = latent_for(sampled_model(model, guider), latent_image)
         request = Request(
             model, positive, negative, cfg, latent, seed, steps, solver, teacher_steps, trajectories, start, polish,
-            denoise, statistics if solver == "dpm_solver_v3" else None,
+            denoise, statistics if solver == "dpm_solver_v3" else None, guider=guider, prompts=prompts,
         )  # fmt: skip
         facts = request.facts
-        stem = f"schedule-{solver}-{steps}-cfg{cfg:g}-{key_of(facts)}"
+        stem = f"schedule-{solver}-{steps}-cfg{request.cfg:g}-{key_of(facts)}"
         path, schedules = path_for(save_as, stem, facts, load_schedules)
         place = saved_at(path)
         if schedules is None:

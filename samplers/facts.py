@@ -88,12 +88,13 @@ FACTS: dict[str, Rule] = {
     "batch": COUNT,
     "teacher_steps": COUNT,
     "trajectories": COUNT,
+    "prompts": COUNT,
     "polish": whole(0, 10**9),
     "denoise": number(1e-6, 1),
 } | {
     name: TEXT
     for name in (
-        *("model", "patches", "functions", "latent_format", "prediction", "sampling", "prompt"),
+        *("model", "patches", "functions", "latent_format", "prediction", "sampling", "prompt", "guider"),
         *("references", "statistics", "start", "pooling"),
     )
 }
@@ -134,6 +135,11 @@ def check_facts(kind: str, facts: dict[str, Any], where: str) -> None:
         rule = rules.get(name, PLAIN)
         if not rule.holds(value):
             raise ValueError(f"{where} has {name[:40]} {shortened(value)}; it must be {rule.words}. Measure again.")
+
+
+def guidance_in(facts: dict[str, Any]) -> str:
+    """For a person: the cfg that something was measured with, or the guider with its numbers."""
+    return str(facts.get("guider", "")).rpartition(" ")[0] or f"cfg {facts['cfg']:g}"
 
 
 def shortened(value: Any) -> str:

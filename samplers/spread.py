@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .calibration import Calibration
+from .facts import guidance_in
 
 KIND = "spread"
 TENSORS = ("ratios", "squares", "counts")
@@ -65,7 +66,7 @@ class Spread:
     def describe(self) -> str:
         """For the node: where from, and s at a few levels."""
         facts = self.facts
-        lines = [f"{facts['images']} images, {facts['levels']} levels, cfg {facts['cfg']:g}, by {facts['estimator']}"]
+        lines = [f"{facts['images']} images, {facts['levels']} levels, {guidance_in(facts)}, by {facts['estimator']}"]
         lines += [f"at noise-to-signal {r:g}: {self.at(r):.3g}" for r in (10.0, 1.0, 0.3, 0.1)]
         return "\n".join([*lines, f"the two halves of the images differ by {facts['check']:.1%}"])
 

@@ -16,7 +16,8 @@ from ...samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics
 from ...samplers.dpm_solver_v3.measured import Measured
 from ...samplers.noise_law import NoiseLaw
 from ...samplers.sigmas import checked_sigmas, without_repeats
-from .identity import differences, identify
+from .guiders import identify_guided
+from .identity import differences
 from .noise_law import noise_law
 from .progress import Report
 from .sampler import Reporter, denoiser, model_sampling_of
@@ -168,7 +169,7 @@ def table_of_run(
     if sigmas[-1] > sigmas[0]:
         said = f"{calls} calls with {choice.prediction} prediction: statistics are for falling sigmas, and these rise."
         return None, choice.options.order, [said]
-    here = identify(guider.model_patcher) | {"cfg": getattr(guider, "cfg", None)}  # reads all weights, once
+    here = identify_guided(getattr(guider, "at_rest", guider))  # reads all weights, once
     beyond = beyond_check(choice.measured, calls, guider.inner_model.model_sampling, sigmas)
     return table_for(choice, calls, here, item, beyond)
 

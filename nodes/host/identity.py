@@ -18,6 +18,7 @@ from .walk import Lasting, Told, hooks_of
 
 KEPT = 2  # which facts are kept of a model: with 1 some tensors' values, no functions and no model sampling
 BOOST = "fewstep_boost"  # the key of its wrapper
+ORDINARY = "CFG Guider"  # what is meant where no guider is named
 NAMED = 3  # functions on a model that a person reads of
 OLDER = (
     "with an older FewStep, which kept less of where: another checkpoint, LoRA or guidance cannot be told; measure "
@@ -60,9 +61,13 @@ def differences(facts: dict[str, Any], here: dict[str, Any], remedy: str) -> lis
         "shift": f"at shift {facts.get('shift')}, not {here['shift']}",
         "sampling": f"with a model sampling: {compared('sampling', facts, here)}",
         "cfg": f"at cfg {facts.get('cfg')}, not {here.get('cfg')}",
+        "guider": f"with other guidance: {compared('guider', facts, here, ORDINARY)}",
     }
+    facts = {"guider": ""} | facts if "cfg" in facts else facts
     left = {name for name in ("shift", "prediction") if facts.get(name) != here.get(name)}
     silent = {"sampling"} if left else set()  # said by those
+    if "guider" in here and facts.get("guider") != here["guider"]:
+        silent.add("cfg")  # the guider's numbers are said
     older = facts.get("identity") != here.get("identity") and "model" in facts
     if older:
         silent |= {"model", "patches", "functions", "sampling"}
@@ -74,9 +79,9 @@ def differences(facts: dict[str, Any], here: dict[str, Any], remedy: str) -> lis
     return [*found, OLDER] if older else found
 
 
-def compared(fact: str, facts: dict[str, Any], here: dict[str, Any]) -> str:
+def compared(fact: str, facts: dict[str, Any], here: dict[str, Any], nothing: str = "nothing") -> str:
     """Names and a digest of both sides, for a person."""
-    one, other = (str(of.get(fact, "")).rpartition(" ")[0] or "nothing" for of in (facts, here))
+    one, other = (str(of.get(fact, "")).rpartition(" ")[0] or nothing for of in (facts, here))
     if "unknown" in one or "unknown" in other:
         what = (one if "unknown" in one else other).partition("unknown ")[2]
         return f"of a kind that cannot be told from others {what}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
+from ...samplers.facts import guidance_in
 from ...samplers.noise_law import NoiseLaw
 from ...schedulers.optimal_steps.curve import Curve
 from ...schedulers.optimal_steps.published import PUBLISHED
@@ -67,7 +68,8 @@ def searched(schedules: Schedules, here: dict[str, Any], law: NoiseLaw, steps: i
     carried = {"shift", "sampling"} if facts.get("shift") != here["shift"] else set()  # which has its own sentence
     said = {name: value for name, value in facts.items() if name not in carried}
     number = schedules.nearest(steps)
-    remarks = [f"Searched for {facts['solver']} at cfg {facts['cfg']:g}: use that sampler, and that cfg."]
+    as_it = "guider" if facts.get("guider") else "cfg"
+    remarks = [f"Searched for {facts['solver']} at {guidance_in(facts)}: use that sampler, and that {as_it}."]
     if number != facts["steps"]:
         remarks.append(
             f"{number} steps were found on the way to {facts['steps']}: neither polished nor compared. For the best of "

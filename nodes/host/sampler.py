@@ -13,6 +13,7 @@ from ...samplers.contract import Denoiser, Noise, OnStep, Solver
 from ...samplers.heun import heun
 from ...samplers.restart import restart, solver_steps
 from ...samplers.sigmas import checked_sigmas
+from .caches import forgetting, remembering_at_jumps
 from .noise import ItemNoise, derived_seed
 from .noise_law import noise_law
 from .progress import Report, complain
@@ -128,7 +129,7 @@ def sample_restart(
     if not len(nodes):
         return x
     first = round(float(nodes[0]) * 2**20)  # parts of a cut schedule do not draw the same noise
-    noise = ItemNoise(extra_args.get("seed") or 0, getattr(model, "noise", x), first)
+    noise = forgetting(ItemNoise(extra_args.get("seed") or 0, getattr(model, "noise", x), first), extra_args)
     sampler = innermost(sampler)
     inner: Solver = HostSolver(sampler, model, extra_args) if sampler else heun
     watch = Reporter(callback, nodes, disable)
@@ -142,7 +143,8 @@ def sample_restart(
         law=law,
         s_noise=s_noise,
     )
-    for complaint in watch.complaints(end):
+    remembered = remembering_at_jumps(model.inner_model.model_patcher) if (nodes.diff() > 0).any() else []
+    for complaint in [*remembered, *watch.complaints(end)]:
         complain(report, "Restart Sampler", complaint)
     return end
 

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import comfy.sample
+import comfy.samplers
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..host.caches import check_no_cache
+from ..host.guiders import (
+    as_conditioning,
+    cfg_of,
+    check_guider,
+    fresh,
+    further_models,
+    guider_fact,
+    guider_for,
+    is_ordinary,
+    numbers_of,
+    prompt_digest,
+    without_guidance,
+)
 from ..host.identity import conditioning_digest, identify
 from ..host.noise_law import noise_law
+from ..host.prompts import Prompt, together, under
 
 
 class Range(NamedTuple):
@@ -38,6 +54,8 @@ SEED = Range(0, 0xFFFFFFFFFFFFFFFF)
 class Asked:
     """On what a person wants something measured. latent: all zeros, or pictures.
 
+    guider: stands for model, positive, negative and cfg, which then say nothing; model and cfg become the guider's.
+    prompts: further ones, which are dealt out with the first.
     Raises ValueError, in words, where a part is missing or is not what it should be.
     """
 
@@ -47,16 +65,62 @@ class Asked:
     cfg: float
     latent: Tensor
     seed: int
+    guider: comfy.samplers.CFGGuider | None = field(default=None, kw_only=True)
+    prompts: Sequence[Prompt] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        check_model(self.model)
-        if not isinstance(self.cfg, (int, float)) or not 0 <= self.cfg < math.inf:
-            raise ValueError(f"cfg is {self.cfg!r}; it must be a number of 0 or more.")
-        check_conditioning("positive", self.positive)
-        if self.cfg != 1 or self.negative != []:  # at cfg 1 the host does not ask about it
-            check_conditioning("negative", self.negative)
+        check_model(sampled_model(self.model, self.guider))
+        if self.guider is None:
+            check_prompts(self.positive, self.negative, self.cfg)
+        else:
+            check_guidance(self.guider)
+        check_further(self.guided, self.prompts)
+        object.__setattr__(self, "model", self.guided.model_patcher)
+        object.__setattr__(self, "cfg", cfg_of(self.guided))
+        for model in self.models:
+            check_no_cache(model)
         SEED.check("seed", self.seed)
         check_channels(self.model, self.latent)
+
+    @cached_property
+    def guided(self) -> comfy.samplers.CFGGuider:
+        """The person's guider, or one of the four inputs."""
+        if self.guider is not None:
+            return self.guider
+        return guider_for(self.model, self.positive, self.negative or [], self.cfg)
+
+    @cached_property
+    def each(self) -> list[comfy.samplers.CFGGuider]:
+        """A guider for each prompt, as the person guides."""
+        return [
+            fresh(self.guided),
+            *(under(self.guided, (positive, negative or [])) for positive, negative in self.prompts),
+        ]
+
+    def guidance(self) -> comfy.samplers.CFGGuider:
+        """To sample with, as the person will."""
+        return together([fresh(guider) for guider in self.each])
+
+    def without_guidance(self) -> comfy.samplers.CFGGuider:
+        """To ask for the prediction under the prompts alone."""
+        return together([without_guidance(guider) for guider in self.each])
+
+    def dealt(self, numbers: Iterable[int]) -> list[int]:
+        """Which prompt, by number, each of the latents `numbers` has: one after the other."""
+        return [number % len(self.each) for number in numbers]
+
+    def check_all_dealt(self, name: str, value: int) -> None:
+        """Raises ValueError where there are fewer latents than prompts."""
+        if value < len(self.each):
+            raise ValueError(
+                f"{name} is {value}, and there are {len(self.each)} prompts. Raise {name} to {len(self.each)} or more, "
+                "or connect fewer prompts."
+            )
+
+    @property
+    def models(self) -> list[ModelPatcher]:
+        """All that run: a guider may hold several."""
+        return [self.model, *further_models(self.guided)]
 
     @cached_property
     def from_references(self) -> bool:
@@ -65,10 +129,15 @@ class Asked:
     @property
     def asked(self) -> dict[str, Any]:
         """The part that every measurement keeps of it, as JSON values."""
-        prompt = conditioning_digest(self.positive, self.negative)
         scale = noise_law(self.model.get_model_object("model_sampling")).scale
         noise = {} if scale == 1 else {"noise_scale": scale}
-        return identify(self.model) | noise | {"cfg": self.cfg, "prompt": prompt, "seed": self.seed}
+        guider = guider_fact(self.guided)
+        further = {"guider": guider} if guider else {}
+        own = {"cfg": self.cfg, "prompt": prompt_digest(self.guided), "seed": self.seed}
+        if self.prompts:
+            digests = [prompt_digest(guider) for guider in self.each[1:]]
+            own |= {"prompt": conditioning_digest([own["prompt"], *digests]), "prompts": len(self.each)}
+        return identify(self.model) | noise | own | further
 
     @cached_property
     def latents(self) -> Tensor:
@@ -82,9 +151,60 @@ class Asked:
         return {"latent": list(self.latent.shape[1:]), "references": references}
 
 
+def sampled_model(model: Any, guider: Any) -> Any:
+    """The guider's model where there is a guider. Raises ValueError, in words, for what is no guider."""
+    if guider is None:
+        return model
+    check_guider(guider)
+    return guider.model_patcher
+
+
 def check_model(model: Any) -> None:
     if not hasattr(model, "get_model_object"):
-        raise ValueError(f"model is {described(model)}; it must be a MODEL. Connect a node that loads one.")
+        raise ValueError(
+            f"model is {described(model)}; it must be a MODEL. Connect a node that loads one, or a guider that has one."
+        )
+
+
+def check_guidance(guider: comfy.samplers.CFGGuider) -> None:
+    """Raises ValueError for prompts and numbers in a guider that do not go together."""
+    if is_ordinary(guider):
+        sides = {name: as_conditioning(prompt) for name, prompt in guider.original_conds.items()}
+        check_prompts(sides["positive"], sides.get("negative"), guider.cfg)
+    for name, value in numbers_of(guider).items():
+        if isinstance(value, (int, float)):
+            check_cfg(name, value)
+
+
+def check_further(guider: comfy.samplers.CFGGuider, prompts: Any) -> None:
+    """Raises ValueError for further prompts that are none, or that the guider has no sides for."""
+    if not prompts:
+        return
+    if not is_ordinary(guider):
+        raise ValueError(
+            f"Further prompts have a positive and a negative side, and {type(guider).__name__} guides otherwise. Take "
+            "CFG Guider, Basic Guider or no guider, or disconnect prompts."
+        )
+    for positive, negative in prompts:
+        check_prompts(positive, negative, guider.cfg)
+
+
+def check_prompts(positive: Any, negative: Any, cfg: Any) -> None:
+    """Raises ValueError for prompts and a cfg that do not go together."""
+    check_cfg("cfg", cfg)
+    check_conditioning("positive", positive)
+    check_negative(negative, cfg)
+
+
+def check_negative(negative: Any, cfg: float) -> None:
+    """At cfg 1 the host does not ask about it, so it may be missing."""
+    if cfg != 1 or negative:
+        check_conditioning("negative", negative)
+
+
+def check_cfg(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r}; it must be a number of 0 or more.")
 
 
 def check_conditioning(name: str, conditioning: Any) -> None:
@@ -99,8 +219,9 @@ def check_conditioning(name: str, conditioning: Any) -> None:
 
 def check_channels(model: ModelPatcher, latent: Tensor) -> None:
     """Raises ValueError for latents that the model does not have."""
-    channels = model.get_model_object("latent_format").latent_channels
-    if latent.ndim < 3 or latent.shape[1] != channels or not latent.numel():
+    kind = model.get_model_object("latent_format")
+    channels = kind.latent_channels
+    if not 3 <= latent.ndim <= 2 + max(kind.latent_dimensions, 2) or latent.shape[1] != channels or not latent.numel():
         raise ValueError(
             f"latent_image has the shape {' x '.join(map(str, latent.shape))}; this model's latents are batch x "
             f"{channels} channels x height x width, none of them 0. Connect an empty latent, or encode the pictures "

@@ -34,7 +34,7 @@ from ..host.dpm_solver_v3 import CHECK_SCHEDULE, solver_for
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from .asked import Asked, Range, where_it_stands
-from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
+from .running import Counter, HostDenoiser, check_reached, inside_sampling
 
 DERIVATIVES = ("auto", "forward_mode", "differences")
 IMAGES, LEVELS = Range(2, 4096), Range(6, 400)
@@ -60,6 +60,7 @@ class Request(Asked):
     def __post_init__(self) -> None:
         super().__post_init__()
         IMAGES.check("images", self.images)
+        self.check_all_dealt("images", self.images)
         LEVELS.check("levels", self.levels)
         check_choice("derivative", self.derivative, DERIVATIVES)
         numbers = int(Pooling(self.pooling, tuple(self.latent.shape[1:])).numbers.min())
@@ -74,6 +75,10 @@ class Request(Asked):
     def batch(self) -> int:
         """As many at a time as the latent has, but two batches at least, so that one can check the other."""
         return max(1, min(len(self.latent), self.images // 2))
+
+    def prompts_of(self, number: int) -> list[int]:
+        """Those of a batch, in the order of its latents."""
+        return self.dealt(range(number * self.batch, (number + 1) * self.batch))
 
     @property
     def batches(self) -> int:
@@ -176,7 +181,7 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
     wanted = [number for number in numbers if number not in parts]
     per_batch, for_check = calls_of(request, sigmas, len(numbers))
     counter = Counter(len(wanted) * per_batch + for_check, node_id, "Measuring")
-    guider = guider_for(request.model, request.positive, request.negative, request.cfg)
+    guider = request.guidance()
     derivative = derivative_named(request.derivative)
     for number in wanted:
         counter.phase = f"measuring batch {number + 1} of {batches}"
@@ -190,7 +195,8 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
     }
     if not request.from_references:
         counter.phase = "checking the statistics"
-        facts["check"] = check(request, guider, total, own[:CHECKED], counter)
+        checked = dict(zip(numbers, own[:CHECKED], strict=False))
+        facts["check"] = check(request, guider, total, checked, counter)
     return Measured.of(total, facts)
 
 
@@ -220,7 +226,7 @@ def measure_batch(
         way = torch.tensor(observed_sigmas(measurement.law, sigmas), dtype=torch.float64)
 
     def work(denoise: HostDenoiser, x: Tensor) -> Tensor:
-        watched = counter.watch(denoise)
+        watched = counter.watch(denoise.dealt(request.prompts_of(number)))
         if not request.from_references:
             return draw_watched(watched, x, way, measurement)
         x0, fresh = references(request, number).to(x), generator(request, number, "renoise")
@@ -274,12 +280,12 @@ def references(request: Request, number: int) -> Tensor:
 
 
 def check(
-    request: Request, guider: comfy.samplers.CFGGuider, total: Sums, parts: Sequence[Part], counter: Counter
+    request: Request, guider: comfy.samplers.CFGGuider, total: Sums, parts: dict[int, Part], counter: Counter
 ) -> dict[str, dict[str, float]]:
     """Errors at each of BUDGETS, as in `Measured`, on batches that are left out of the statistics once each."""
     sampling = request.model.get_model_object("model_sampling")
     errors: dict[str, dict[str, list[Tensor]]] = {str(n): {"1": [], "2": [], "without": []} for n in BUDGETS}
-    for part in parts:
+    for number, part in parts.items():
         others = total - part.sums
         if not (others.count > 0).all():
             return {}  # a single batch has nobody to check it
@@ -289,7 +295,7 @@ def check(
             sigmas = checked_sigmas(sampling, calls)
             for name, (used, order) in ways.items():
                 solver = solver_for(used, Options(order), sampling, sigmas)
-                drawn = draw_with(solver, guider, part.noise, sigmas, request.seed, counter)
+                drawn = draw_with(solver, guider, part.noise, sigmas, request.seed, counter, request.prompts_of(number))
                 errors[str(calls)][name].append((drawn - part.end).square().flatten(1).mean(1))
     counter.finish()
     return {calls: {name: geometric_mean(torch.cat(e)) for name, e in pair.items()} for calls, pair in errors.items()}
@@ -307,11 +313,12 @@ def draw_with(
     sigmas: Tensor,
     seed: int,
     counter: Counter,
+    prompts: Sequence[int],
 ) -> Tensor:
-    """The latents that the solver draws from `noise`, on the CPU."""
+    """The latents that the solver draws from `noise`, each under its own of the prompts, on the CPU."""
 
     def solve(denoise: HostDenoiser, x: Tensor) -> Tensor:
-        return solver(counter.watch(denoise), x, sigmas).cpu()
+        return solver(counter.watch(denoise.dealt(prompts)), x, sigmas).cpu()
 
     return inside_sampling(guider, noise, sigmas, solve, seed)
 

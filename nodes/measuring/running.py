@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -11,11 +12,11 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...samplers.contract import Denoiser
 from ..host.progress import show_text
+from ..host.prompts import dealt
 from ..host.sampler import denoiser
 
 Result = TypeVar("Result")
@@ -83,9 +84,20 @@ class HostDenoiser:
 
     def __init__(self, model, extra_args: dict[str, Any]):
         self.denoise, self.options = denoiser(model, extra_args), extra_args.setdefault("model_options", {})
+        self.guider = model.inner_model
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         return self.denoise(x, sigma)
+
+    def dealt(self, prompts: Sequence[int]) -> HostDenoiser:
+        """The same, for batches of which each item has its own of several prompts, by number."""
+        made = copy.copy(self)
+        made.denoise = self.deal(self.denoise, prompts)
+        return made
+
+    def deal(self, denoise: Denoiser, prompts: Sequence[int]) -> Denoiser:
+        """A function of this model's, such as one in parts, for such batches."""
+        return dealt(denoise, self.guider, prompts)
 
     def announce(self, sigmas: Sequence[float]) -> None:
         """The next calls are of this schedule: context windows and other wrappers look their step up in it."""
@@ -128,11 +140,3 @@ def check_reached(latents: Tensor, what: str, cure: str) -> None:
             f"{what} did not reach a picture (mean square of its latents {size:.3g}; that of a picture is about 1). "
             f"{cure}"
         )
-
-
-def guider_for(model: ModelPatcher, positive: list, negative: list, cfg: float) -> comfy.samplers.CFGGuider:
-    """The host's ordinary guidance, with everything that hangs on the model."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider

@@ -36,12 +36,13 @@ from ...schedulers.optimal_steps import (
 )
 from ...schedulers.optimal_steps.schedules import Schedules
 from ..host.dpm_solver_v3 import NEAR_THE_END, Choice, beyond_check, solver_for, table_for
-from ..host.identity import conditioning_digest, identify
+from ..host.guiders import identify_guided
+from ..host.identity import conditioning_digest
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from ..host.schedules import check_share, rivals, shift_of, sigma_at
 from .asked import Asked, Range, times_of, where_it_stands
-from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
+from .running import Counter, HostDenoiser, check_reached, inside_sampling
 
 SOLVERS = ("euler", "dpmpp_2m", "dpm_solver_v3")
 STARTS = ("auto", "sigma_max")
@@ -79,6 +80,7 @@ class Request(Asked):
         check_choice("solver", self.solver, SOLVERS)
         TEACHER_STEPS.check("teacher_steps", self.teacher_steps)
         TRAJECTORIES.check("trajectories", self.trajectories)
+        self.check_all_dealt("trajectories", self.trajectories)
         check_choice("start", self.start, STARTS)
         POLISH.check("polish", self.polish)
         check_denoise(self)
@@ -209,7 +211,7 @@ def batch_of(request: Request) -> int:
         return 1  # the context windows of ComfyUI 0.3 take one latent
     if comfy.model_management.is_device_cpu(device):
         return 2 * request.trajectories
-    to_load = max(model.model_size() - model.loaded_size(), 0)
+    to_load = sum(max(one.model_size() - one.loaded_size(), 0) for one in request.models)
     free = comfy.model_management.get_free_memory(device) - to_load
     needs = model.model.memory_required([2, *request.latent.shape[1:]])
     return max(1, min(2 * request.trajectories, int(free * 0.8 / needs)))
@@ -257,6 +259,13 @@ class Bench:
     latent: Tensor
     announce: Callable[[Sequence[float]], None] = lambda sigmas: None
     enter: Callable[[str], None] = lambda phase: None
+    deal: Callable[[Denoiser, Sequence[int]], Denoiser] = lambda denoise, prompts: denoise
+
+    def ask(self, part: slice) -> Denoiser:
+        """The model, for some of the trajectories, each under its own prompt; those kept out begin with the first."""
+        count = self.request.trajectories
+        numbers = [number % count for number in range(2 * count)]
+        return self.deal(self.denoise, self.request.dealt(numbers[part]))
 
     def start(self, sigma: float, part: slice) -> Tensor:
         """The latents as the host begins to sample them at a sigma."""
@@ -273,7 +282,7 @@ class Bench:
         nodes = range(len(teacher.sigmas)) if starts_freely(request) else (0,)
         lowest = float(request.sampling.sigma_min) if not request.law.is_flow else 0.0
         return Task(
-            self.denoise,
+            self.ask(part),
             self.student,
             request.law,
             replace(teacher, end=teacher.end[part]),
@@ -323,11 +332,10 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
     def work(denoise: HostDenoiser, x: Tensor) -> Schedules:
         in_batches = split(counter.watch(denoise), batch)
         student = student_of(request)
-        bench = Bench(request, in_batches, student, noise.to(x), latent.to(x), denoise.announce, enter)
+        bench = Bench(request, in_batches, student, noise.to(x), latent.to(x), denoise.announce, enter, denoise.deal)
         return phases(bench, kept, sigmas, rival_schedules)
 
-    guider = guider_for(request.model, request.positive, request.negative, request.cfg)
-    found = inside_sampling(guider, noise[:batch], [*sigmas, 0.0], work, request.seed)
+    found = inside_sampling(request.guidance(), noise[:batch], [*sigmas, 0.0], work, request.seed)
     counter.finish()
     return found
 
@@ -352,7 +360,7 @@ def student_of(request: Request) -> Student:
         return Euler() if request.solver == "euler" else Multistep2M()
     choice = Choice(Options(), request.statistics, "data", "when_checked", None)
     item = request.latent.shape[1:]
-    here = identify(request.model) | {"cfg": request.cfg}
+    here = identify_guided(request.guided)
     given = request.statistics
     beyond = beyond_check(given, request.steps, request.sampling) if given else ""
     table, order, _ = table_for(choice, request.steps, here, tuple(item), beyond)
@@ -394,7 +402,7 @@ def taught(bench: Bench, sigmas: Sequence[float]) -> Teacher:
     """
     x, count = bench.start(sigmas[0], slice(None)), bench.request.trajectories
     store = store_for(bench.request, len(sigmas) * count, x)
-    teacher = follow(bench.denoise, x, bench.request.law, sigmas, every=2, keep=lambda x: x[:count].to(store))
+    teacher = follow(bench.ask(slice(None)), x, bench.request.law, sigmas, every=2, keep=lambda x: x[:count].to(store))
     what = f"The teacher of {len(sigmas)} steps, at cfg {bench.request.cfg:g},"
     check_reached(teacher.end, what, "Lower the cfg, check the model's shift, or raise teacher_steps.")
     return teacher

@@ -19,7 +19,7 @@ from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from .asked import Asked
 from .estimate import IMAGES, LEVELS, checked_sigmas, draw_with, level_sigmas
-from .running import Counter, HostDenoiser, check_reached, guider_for, inside_sampling
+from .running import Counter, HostDenoiser, check_reached, inside_sampling
 
 ESTIMATORS = ("residual", "derivative")
 DRAWING_STEPS = 20
@@ -37,6 +37,7 @@ class Request(Asked):
     def __post_init__(self) -> None:
         super().__post_init__()
         IMAGES.check("images", self.images)
+        self.check_all_dealt("images", self.images)
         LEVELS.check("levels", self.levels)
         check_choice("estimator", self.estimator, ESTIMATORS)
 
@@ -86,15 +87,14 @@ def measure_batch(request: Request, numbers: range, sigmas: Tensor, counter: Cou
     x0 = references(request, numbers, counter)
     check_reached(x0, "A reference", cure_for(request))
     counter.phase = f"measuring the spread of {images}"
-    guider = guider_for(request.model, request.positive, request.negative, 1.0)  # of the prompt alone
     noise = torch.stack([numbers_for(request, number, RENOISE, x0[0].shape) for number in numbers])
 
     def work(denoise: HostDenoiser, x: Tensor) -> Tensor:
-        watched = counter.watch(denoise)
+        watched = counter.watch(denoise.dealt(request.dealt(numbers)))
         given = (x0.to(x), noise.to(x))
         return torch.stack([at_level(request, watched, *given, float(sigma), numbers) for sigma in sigmas], 1)
 
-    return inside_sampling(guider, noise, sigmas, work, request.seed).cpu().double()
+    return inside_sampling(request.without_guidance(), noise, sigmas, work, request.seed).cpu().double()
 
 
 def cure_for(request: Request) -> str:
@@ -108,10 +108,10 @@ def references(request: Request, numbers: range, counter: Counter) -> Tensor:
         return request.latents[at]
     sampling = request.model.get_model_object("model_sampling")
     solver = DPMSolverV3(noise_law(sampling), options=Options(order=3, last_step="denoised"))
-    guider = guider_for(request.model, request.positive, request.negative, request.cfg)
     noise = torch.stack([numbers_for(request, number, START, request.latent.shape[1:]) for number in numbers])
     sigmas = checked_sigmas(sampling, DRAWING_STEPS)
-    return draw_with(solver, guider, noise, sigmas, request.seed, counter)
+    prompts = request.dealt(numbers)
+    return draw_with(solver, request.guidance(), noise, sigmas, request.seed, counter, prompts)
 
 
 def numbers_for(request: Request, number: int, purpose: int, shape) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..calibration import Calibration
+from ..facts import guidance_in
 from .statistics import Statistics
 from .sums import SUMMED, Sums, continued
 
@@ -62,7 +63,7 @@ class Measured:
         facts = self.facts
         if "source" in facts:
             return f"{facts['source']}: {len(self.statistics.lam)} levels, not checked"
-        lines = [f"{facts['images']} images, {facts['levels']} levels, cfg {facts['cfg']:g}, {facts['derivative']}"]
+        lines = [f"{facts['images']} images, {facts['levels']} levels, {guidance_in(facts)}, {facts['derivative']}"]
         for budget, error in sorted(facts.get("check", {}).items(), key=lambda entry: int(entry[0])):
             order = best_of(error)
             with_it = min(error["1"], error["2"])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...samplers.calibration import Calibration
-from ...samplers.facts import is_budget
+from ...samplers.facts import guidance_in, is_budget
 
 KIND = "schedule"
 HIGHEST = 1e6  # of a sigma
@@ -40,7 +40,7 @@ class Schedules:
     def describe(self) -> str:
         """For the node: the choice, what it was compared with, and the other numbers of steps."""
         facts = self.facts
-        lines = [f"{facts['solver']}, {facts['steps']} calls, cfg {facts['cfg']:g}: {facts['chosen']}"]
+        lines = [f"{facts['solver']}, {facts['steps']} calls, {guidance_in(facts)}: {facts['chosen']}"]
         lines += [f"error {errors[0]:.1e} {name}" for name, errors in self.best(5)]
         by_calls = sorted(facts["errors"].items(), key=lambda entry: int(entry[0]))
         others = (f"{n}: {errors[0]:.1e}" for n, errors in by_calls)

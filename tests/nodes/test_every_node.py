@@ -20,6 +20,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.nodes import executed as executed_in_host
 from support.nodes import of_the_pack
 from torch import Tensor
 
@@ -38,6 +39,7 @@ QUICK = [
     "FewStepLoadSchedule",
     "FewStepLoadStatistics",
     "FewStepProbabilisticGuidance",
+    "FewStepPromptList",
     "FewStepRestartInterval",
     "FewStepRestartSampler",
     "FewStepRestartSchedule",
@@ -51,6 +53,7 @@ SMALL = {
     "trajectories": (2, 3),
     "polish": (0, 1),
 }
+SELDOM_MISSING = ("model", "positive", "negative", "latent_image")  # optional, because a guider may stand for most
 ODD_NUMBERS = (-1, 0, 1, 2, 3, 2**70, -(2**70))
 ODD_FLOATS = (-1.0, 0.0, 1.0, 1e-30, 1e30, -1e30, math.inf, -math.inf, math.nan)
 ODD_WORDS = ("", " ", "elsewhere", "../../x", "a\0b", "x" * 300, ".hidden", "sub/", "red\N{SNOWMAN}")
@@ -111,6 +114,20 @@ def samplers() -> st.SearchStrategy:
     return st.sampled_from([*ready, restart_sampler(None, 1.0)])
 
 
+def guiders() -> st.SearchStrategy:
+    """An ordinary one, two of other kinds, one without prompts, and what is none."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider
+    from fewstep.nodes.host.gmflow import Guidance, gmflow_guider
+    from fewstep.nodes.host.guiders import guider_for
+
+    flow, positive, negative = demo("flow")
+    dual = executed_in_host(DualCFGGuider, flow, positive, negative, negative, 3.0, 2.0, "nested")
+    mixtures = gmflow_guider(demo("gmflow")[0], positive, negative, Guidance(0.45))
+    ordinary = guider_for(flow, positive, negative, 3.0), executed_in_host(BasicGuider, flow, positive)
+    return st.sampled_from([*ordinary, dual, mixtures, comfy.samplers.CFGGuider(flow), None, 5])
+
+
 def latents() -> st.SearchStrategy:
     shapes = [(1, 3, 16, 16), (2, 3, 8, 16), (1, 4, 16, 16), (1, 3, 2, 2), (1, 16, 1, 8, 8), (0, 3, 16, 16)]
     empty = st.sampled_from(shapes).map(lambda shape: {"samples": torch.zeros(shape)})
@@ -135,6 +152,8 @@ def sockets() -> dict[str, st.SearchStrategy]:
         "MODEL": variants.map(lambda variant: demo(variant)[0]),
         "CONDITIONING": prompts,
         "LATENT": latents(),
+        "GUIDER": guiders(),
+        "FEWSTEP_PROMPTS": st.sampled_from([(), (demo("eps")[1:],), (demo("eps")[1:], (demo("eps")[2], []))]),
         "SIGMAS": schedules(),
         "SAMPLER": samplers(),
         "FEWSTEP_INTERVALS": st.sampled_from([(Interval(3, 1, 0.1, 0.8),), (Interval(2, 2, 0.3, 9.0),)]),
@@ -166,6 +185,7 @@ def widget(spec, odd: bool) -> st.SearchStrategy:
 def inputs(node) -> st.SearchStrategy:
     """All inputs of a node; at most one widget is odd, so that the others are looked at too."""
     schema, ready = node.define_schema(), sockets()
+    seldom = st.integers(0, 9).map(lambda number: number == 9)
 
     @st.composite
     def drawn(draw) -> dict[str, Any]:
@@ -173,7 +193,7 @@ def inputs(node) -> st.SearchStrategy:
         odd = draw(st.sampled_from([None, *widgets]))
         values = {}
         for spec in schema.inputs:
-            if spec.optional and draw(st.booleans()):
+            if spec.optional and draw(seldom if spec.id in SELDOM_MISSING else st.booleans()):
                 continue
             values[spec.id] = draw(ready[spec.io_type] if spec.io_type in ready else widget(spec, spec.id == odd))
         return values
@@ -224,7 +244,7 @@ def check_result(value: Any, sigmas: Tensor) -> None:
 
 
 def check_picture(parts: tuple, sampler, sigmas: Tensor) -> None:
-    from fewstep.nodes.measuring.running import guider_for
+    from fewstep.nodes.host.guiders import guider_for
 
     noise = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     model, positive, negative = parts

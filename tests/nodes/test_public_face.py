@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.workflow import widget_values
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 LANGUAGES = sorted(path.name for path in (ROOT / "locales").iterdir())
@@ -27,6 +28,7 @@ def inputs_of(node: dict) -> dict:
 
 # The public contract: required inputs, optional inputs, outputs, in their order. Append-only: shared workflows
 # hold widget values by position and outputs by number.
+SOCKETS = ["model", "positive", "negative", "latent_image"]  # once required; a guider may stand for all but the last
 CONTRACT = {
     "FewStepDemoModel": (["variant"], [], ["MODEL", "CLIP", "VAE"]),
     "FewStepRestartInterval": (
@@ -42,45 +44,20 @@ CONTRACT = {
         ["SAMPLER"],
     ),
     "FewStepEstimateStatistics": (
-        [
-            "model",
-            "positive",
-            "negative",
-            "cfg",
-            "latent_image",
-            "seed",
-            "images",
-            "levels",
-            "pooling",
-            "derivative",
-        ],
-        ["save_as"],
+        ["cfg", "seed", "images", "levels", "pooling", "derivative"],
+        [*SOCKETS, "save_as", "guider", "prompts"],
         ["FEWSTEP_STATISTICS"],
     ),
     "FewStepLoadStatistics": (["name"], ["model"], ["FEWSTEP_STATISTICS"]),
     "FewStepSearchSchedule": (
-        [
-            "model",
-            "positive",
-            "negative",
-            "cfg",
-            "latent_image",
-            "seed",
-            "steps",
-            "solver",
-            "teacher_steps",
-            "trajectories",
-            "start",
-            "polish",
-            "denoise",
-        ],
-        ["statistics", "save_as"],
+        ["cfg", "seed", "steps", "solver", "teacher_steps", "trajectories", "start", "polish", "denoise"],
+        [*SOCKETS, "statistics", "save_as", "guider", "prompts"],
         ["SIGMAS", "FEWSTEP_SCHEDULE"],
     ),
     "FewStepLoadSchedule": (["name", "model", "steps", "denoise"], [], ["SIGMAS"]),
     "FewStepMeasureSpread": (
-        ["model", "positive", "negative", "cfg", "latent_image", "seed", "images", "levels"],
-        ["estimator", "save_as"],
+        ["cfg", "seed", "images", "levels"],
+        [*SOCKETS, "estimator", "save_as", "guider", "prompts"],
         ["FEWSTEP_SPREAD"],
     ),
     "FewStepProbabilisticGuidance": (
@@ -95,6 +72,7 @@ CONTRACT = {
         [],
         ["GUIDER"],
     ),
+    "FewStepPromptList": (["positive"], ["negative", "previous"], ["FEWSTEP_PROMPTS"]),
     "FewStepGMFlowSampler": (["mode", "order", "substeps", "temperature", "spectral"], [], ["SAMPLER"]),
     "FewStepBoost": (["model", "enabled"], ["tuning", "sampler", "sigmas", "schedule"], ["MODEL"]),
     "FewStepTwoExperts": (
@@ -111,6 +89,26 @@ def test_every_node_keeps_its_contract(nodes):
         name: (order.get("required", []), order.get("optional", []), nodes[name]["output"])
         for name, order in orders.items()
     }
+
+
+# What the measuring nodes were saved with before a guider could stand for their sockets: the values of their widgets by
+# position, and their sockets in the order in which front ends draw them.
+SAVED = {
+    "FewStepEstimateStatistics": ["cfg", "seed", "images", "levels", "pooling", "derivative", "save_as"],
+    "FewStepSearchSchedule": [
+        *["cfg", "seed", "steps", "solver", "teacher_steps", "trajectories", "start", "polish", "denoise", "save_as"]
+    ],
+    "FewStepMeasureSpread": ["cfg", "seed", "images", "levels", "estimator", "save_as"],
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_was_saved_before_guiders_finds_its_widgets_and_sockets(nodes, name):
+    values = {word: f"value of {word}" for word in SAVED[name]}
+    assert widget_values({"widgets_values": list(values.values())}, nodes[name]) == values
+    drawn = [word for group in ("required", "optional") for word in nodes[name]["input_order"].get(group, [])]
+    sockets = [word for word in drawn if word not in values]
+    assert sockets[:4] == SOCKETS and sockets[-2:] == ["guider", "prompts"] and len(sockets) <= 7
 
 
 def test_every_node_has_a_help_page_that_the_host_serves(server, nodes):

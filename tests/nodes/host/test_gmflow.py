@@ -79,7 +79,7 @@ def guider(model, positive: list, negative: list, *, strength: float = 0.45, **r
 
 
 def cfg_guider(model, positive: list, negative: list, *, cfg: float):
-    from fewstep.nodes.measuring.running import guider_for
+    from fewstep.nodes.host.guiders import guider_for
 
     return guider_for(model, positive, negative, cfg)
 

@@ -270,7 +270,7 @@ def draw(patcher, positive, negative, *, steps: int = 6, cfg: float = CFG) -> tu
     """The picture in [0, 1], and of every call sigma, the model's own answer under the prompt, and the guided one."""
     import comfy.samplers
     from comfy.patcher_extension import WrappersMP
-    from fewstep.nodes.measuring.running import guider_for
+    from fewstep.nodes.host.guiders import guider_for
     from fewstep.nodes.models.demo import load_vae
 
     own, calls = [], []

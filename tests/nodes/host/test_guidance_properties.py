@@ -111,7 +111,7 @@ def sampled(guider, sampler, sigmas: list[float]) -> Tensor:
 def test_gmflow_in_the_host(demos, who, mode, order, substeps, temperature, strength, orthogonal, start, end, sigmas):
     import comfy.samplers
     from fewstep.nodes.host.gmflow import Choice, Guidance, gmflow_guider, gmflow_sampler
-    from fewstep.nodes.measuring.running import guider_for
+    from fewstep.nodes.host.guiders import guider_for
 
     model, *prompts = demos["gmflow"]
     try:
@@ -142,7 +142,7 @@ def test_gmflow_in_the_host(demos, who, mode, order, substeps, temperature, stre
 def test_guidance_in_the_host(demos, variant, strength, mode, orthogonal, start, end, cfg, sigmas):
     import comfy.samplers
     from fewstep.nodes.host.guidance import guided_model
-    from fewstep.nodes.measuring.running import guider_for
+    from fewstep.nodes.host.guiders import guider_for
 
     model, *prompts = demos[variant]
     sigmas = [s * (0.99 if variant == "flow" else 14.6) for s in sigmas]

@@ -37,7 +37,7 @@ def asked(module: str, kind: str = "flow", **changed):
 
 
 def draw(sampler, sigmas, model, positive, negative, *, cfg: float = 3.0, shape=(2, 4, 16, 16)) -> torch.Tensor:
-    from fewstep.nodes.measuring.running import guider_for
+    from fewstep.nodes.host.guiders import guider_for
 
     guider = guider_for(model, positive, negative, cfg)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))

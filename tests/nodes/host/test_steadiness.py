@@ -46,7 +46,7 @@ def sampler_of(way: str):
 def guider_of(way: str, variant: str):
     from fewstep.nodes.host.gmflow import Guidance, gmflow_guider
     from fewstep.nodes.host.guidance import guided_model
-    from fewstep.nodes.measuring.running import guider_for
+    from fewstep.nodes.host.guiders import guider_for
     from fewstep.samplers.guidance import ProbabilisticGuidance
 
     model, positive, negative = parts(variant)

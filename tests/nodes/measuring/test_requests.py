@@ -194,7 +194,7 @@ def test_a_latent_is_measured_at_the_size_that_the_host_samples():
         ({"positive": None}, "positive is missing; it must be a CONDITIONING"),
         ({"positive": []}, "positive is an empty list"),
         ({"positive": [torch.ones(1, 1, 1)]}, "positive is a list"),
-        ({"negative": None}, "negative is missing"),
+        ({"negative": None, "cfg": 2.0}, "negative is missing"),
         ({"negative": [], "cfg": 2.0}, "negative is an empty list"),
         ({"cfg": math.nan}, "cfg is nan; it must be a number of 0 or more"),
         ({"cfg": None}, "cfg is None"),
@@ -202,6 +202,7 @@ def test_a_latent_is_measured_at_the_size_that_the_host_samples():
         ({"seed": 0.5}, "seed is 0.5"),
         ({"latent": torch.zeros(0, 4, 8, 8)}, "latent_image has the shape 0 x 4 x 8 x 8"),
         ({"latent": torch.ones(1, 16, 8, 8)}, "this model's latents are batch x 4 channels"),
+        ({"latent": torch.zeros(1, 4, 1, 8, 8)}, "latent_image has the shape 1 x 4 x 1 x 8 x 8"),
         ({"latent": torch.full((1, 4, 8, 8), math.nan)}, "latent_image holds NaN"),
     ],
 )
