@@ -65,8 +65,13 @@ def video_and_audio(patcher, video: float = CFG, audio: float = 7.0):
     return executed(node("LTXVDualCFGGuider"), patcher, prompt(0), prompt(-1), video, audio)
 
 
+def two_experts(patcher, cfg: float = CFG):
+    """The same model on both sides of the boundary."""
+    return executed(of_the_pack()["FewStepTwoExperts"], patcher, patcher.clone(), prompt(0), prompt(-1), cfg, cfg, 0.6)
+
+
 # With the numbers they have here, each of them guides as a CFG Guider at CFG does.
-KINDS = {f.__name__: f for f in (dual_cfg, dual_model, perp_neg, video_and_audio)}
+KINDS = {f.__name__: f for f in (dual_cfg, dual_model, perp_neg, video_and_audio, two_experts)}
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
