@@ -47,9 +47,16 @@ class Hop:
 
 
 def make_plan(
-    sigmas: Sequence[float], law: NoiseLaw, clock: Clock, order: int = 2, corrector: bool = True
+    sigmas: Sequence[float],
+    law: NoiseLaw,
+    clock: Clock,
+    order: int = 2,
+    corrector: bool = True,
+    ends_denoised: bool = False,
 ) -> tuple[Hop, ...]:
     """The hops of falling sigmas. order: predictions in a polynomial, 1 to 4, as far as there are so many.
+
+    ends_denoised: a step to sigma 0 ends with the last prediction, as other samplers do.
 
     Raises ValueError for an order that is none, and for sigmas that do not fall.
     """
@@ -59,7 +66,8 @@ def make_plan(
         raise ValueError("DEIS needs sigmas that fall, none of them twice. Connect an ordinary scheduler.")
     hops, mends = [], corrector and order > 1
     for n, (s, t) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
-        known = sigmas[max(n + 1 - order, 0) : n + 1]
+        own_order = 1 if ends_denoised and t == 0 else order
+        known = sigmas[max(n + 1 - own_order, 0) : n + 1]
         with_next = sigmas[max(n + 2 - order, 0) : n + 2] if mends and n + 2 < len(sigmas) else ()
         hops.append(Hop(t / s, weights_of(known, s, t, law, clock), weights_of(with_next, s, t, law, clock)))
     return tuple(hops)
@@ -92,6 +100,7 @@ class DEIS:
     clock: Clock
     order: int = 2
     corrector: bool = True
+    ends_denoised: bool = False
 
     def __call__(
         self,
@@ -103,7 +112,7 @@ class DEIS:
         on_step: OnStep | None = None,
     ) -> Tensor:
         nodes = [float(sigma) for sigma in sigmas]
-        plan = make_plan(nodes, self.law, self.clock, self.order, self.corrector)
+        plan = make_plan(nodes, self.law, self.clock, self.order, self.corrector, self.ends_denoised)
         predictions: list[Tensor] = []
         start = x
         for n, (hop, sigma) in enumerate(zip(plan, nodes, strict=False)):

@@ -1,9 +1,8 @@
 """What to do on a model of which nothing was measured: where the steps go, and how the answers are followed.
 
 The numbers were found on exact mixtures and on the bundled network, as eps and as flow models, at cfg 1 to 7.5 and 4 to
-20 calls; `benchmarks/boost.py` makes the table of what they give, cell by cell. What held everywhere: the answers are
-nearly straight in the time of a flow model, u = sigma~ / (sigma~ + CENTRE), on eps models too, and in no cell was a
-logarithm of the noise a better clock below 10 calls. With more calls more of the steps belong to the ends.
+18 calls: of some 200 pairs of clocks those whose worst cell was best. `benchmarks/boost.py` makes the table of what
+they give. One pair serves every cfg and either kind of model, because both clocks see noise alone.
 """
 
 from __future__ import annotations
@@ -14,34 +13,52 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..samplers.clock import LogisticClock
+from ..samplers.noise_law import NoiseLaw
+from .placed import placed
 
 # Noise-to-signal: as much of the way lies above it as below. Flow models for larger pictures are shifted, and need more
 # of their steps at high noise; where the shift is all that differs (the mixtures) they need none: half of it is taken.
 CENTRE = 1.65
-# Width of the places by number of calls, without guidance and with a strong one; at cfg between them, between them.
-CALLS = (4, 6, 8, 12, 20)
-WIDTHS = {1.0: (1.25, 1.5, 1.65, 1.75, 1.9), 5.0: (1.05, 1.25, 1.4, 1.5, 1.5)}
-MENDED = 2.0  # cfg up to which the corrector helps: with more, what it mends by is too rough
+WIDTHS = {4: 1.25, 5: 1.5, 6: 1.75}  # by number of calls: few must not be spent at the ends
+ANSWERS = {
+    6: LogisticClock(20.0, 1.2),
+    14: LogisticClock(7.4, 1.2),
+    math.inf: LogisticClock(20.0, 1.43),
+}  # up to so many
+FEW = 6  # calls up to which the steps are so long that mending them by the next answer helps
+MANY = 10  # calls from which the last one is made at REST, where the model's own answer is the picture
+REST = 0.03  # noise-to-signal
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """places: the clock on which the steps are even. answers: in which they are a polynomial through `order` points."""
+    """places: the clock on which the steps are even. answers: the clock in which the answers are a straight line.
+
+    ends_denoised: whether the last step begins at REST, and ends with the answer there.
+    """
 
     places: LogisticClock
     answers: LogisticClock
-    order: int
     corrector: bool
+    ends_denoised: bool
+    order: int = 2
+
+    def sigmas(self, law: NoiseLaw, first: float, last: float, steps: int) -> tuple[float, ...]:
+        """steps + 1 falling sigmas, with both ends as they are given."""
+        rest = law.sigma(REST)
+        if self.ends_denoised and last == 0 and first > rest and steps > 1:
+            return (*placed(self.places, law, first, rest, steps - 1), 0.0)
+        return placed(self.places, law, first, last, steps)
 
 
-def recipe(cfg: float, calls: float, shift: float | None) -> Recipe:
-    """For so many guided model calls over the whole way. shift: of a flow model, None for others."""
-    centre = CENTRE * math.sqrt(shift or 1.0)
-    corrector = cfg <= MENDED and calls >= CALLS[1]
-    return Recipe(LogisticClock(centre, width(cfg, calls)), LogisticClock(centre), 2, corrector)
-
-
-def width(cfg: float, calls: float) -> float:
-    (low, plain), (high, strong) = WIDTHS.items()
-    share = np.interp(math.log(max(cfg, low)), [math.log(low), math.log(high)], [0.0, 1.0])
-    return float((1 - share) * np.interp(calls, CALLS, plain) + share * np.interp(calls, CALLS, strong))
+def recipe(calls: float, shift: float = 1.0) -> Recipe:
+    """For so many guided model calls over the whole way. shift: of a flow model, 1 for others."""
+    wider, few = math.sqrt(shift), calls <= FEW
+    answers = next(clock for most, clock in ANSWERS.items() if calls <= most)
+    width = float(np.interp(calls, list(WIDTHS), list(WIDTHS.values())))
+    return Recipe(
+        LogisticClock(CENTRE * wider, width),
+        LogisticClock(answers.centre * wider, answers.width),
+        few,
+        calls >= MANY,
+    )

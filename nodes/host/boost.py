@@ -24,7 +24,7 @@ from ...samplers.noise_law import NoiseLaw
 from ...samplers.sigmas import checked_sigmas
 from ...schedulers.optimal_steps.curve import Curve
 from ...schedulers.optimal_steps.schedules import Schedules
-from ...schedulers.placed import placed, share
+from ...schedulers.placed import share
 from ...schedulers.recipe import recipe
 from .deis import deis_sampler
 from .dpm_solver_v3 import Choice, dpm_solver_v3_sampler
@@ -279,13 +279,13 @@ def by_recipe(run: Run, report: Report | None) -> Instead:
     if why := why_theirs(run.sampler):
         raise ValueError(why)
     first, last = run.sigmas[0], run.sigmas[-1]
-    shift = shift_of(run.sampling, run.law) if run.law.is_flow else None
-    part = share(recipe(run.cfg, run.calls, shift).places, run.law, first, last)
-    own = recipe(run.cfg, run.calls / max(part, SMALLEST_PART), shift)
-    sampler = deis_sampler(own.answers, own.order, own.corrector, report)
+    shift = shift_of(run.sampling, run.law)
+    part = share(recipe(run.calls, shift).places, run.law, first, last)
+    own = recipe(run.calls / max(part, SMALLEST_PART), shift)
+    sampler = deis_sampler(own.answers, own.order, own.corrector, own.ends_denoised, report)
     sampler.inpaint_options = run.sampler.inpaint_options
     remarks = (DISTILLED,) if run.cfg == 1 and run.calls <= FEW else ()
-    return Instead(sampler, placed(own.places, run.law, first, last, run.calls), remarks)
+    return Instead(sampler, own.sigmas(run.law, first, last, run.calls), remarks)
 
 
 def solver_named(name: str, theirs: Any, report: Report | None) -> Any:

@@ -26,20 +26,21 @@ def sample_deis_clock(
     clock: LogisticClock,
     order: int = 2,
     corrector: bool = True,
+    ends_denoised: bool = False,
     report: Report | None = None,
 ) -> Tensor:
     """The host's sampler function. Raises ValueError for sigmas that do not fall."""
     law = noise_law(model_sampling_of(model))
     nodes = torch.tensor(without_repeats(checked_sigmas(sigmas, law)), dtype=torch.float64)
     watch = Reporter(callback, nodes, disable)
-    end = DEIS(law, clock, order, corrector)(denoiser(model, extra_args or {}), x, nodes, on_step=watch)
+    end = DEIS(law, clock, order, corrector, ends_denoised)(denoiser(model, extra_args or {}), x, nodes, on_step=watch)
     for complaint in watch.complaints(end):
         complain(report, "Boost", complaint)
     return end
 
 
 def deis_sampler(
-    clock: LogisticClock, order: int, corrector: bool, report: Report | None = None
+    clock: LogisticClock, order: int, corrector: bool, ends_denoised: bool, report: Report | None = None
 ) -> comfy.samplers.KSAMPLER:
-    options = {"clock": clock, "order": order, "corrector": corrector, "report": report}
+    options = {"clock": clock, "order": order, "corrector": corrector, "ends_denoised": ends_denoised, "report": report}
     return comfy.samplers.KSAMPLER(sample_deis_clock, options)
