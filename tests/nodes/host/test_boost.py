@@ -313,9 +313,10 @@ def test_a_sampler_of_no_known_kind_passes_unless_another_is_connected():
 
 
 def test_samplers_of_ours_pass_and_measuring_does_not_see_it():
+    from fewstep.nodes.host.guiders import guider_for
     from fewstep.nodes.host.identity import identify
     from fewstep.nodes.host.sampler import restart_sampler
-    from fewstep.nodes.measuring.running import guider_for, inside_sampling
+    from fewstep.nodes.measuring.running import inside_sampling
     from support.host_mixture import label_conditioning
 
     patcher, report = boosted()
