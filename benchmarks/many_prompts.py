@@ -37,10 +37,10 @@ def searched(steps: int, solver: str, count: int, trajectories: int) -> tuple[fl
     """The sigmas found on the first `count` prompts: as many calls whatever their number."""
     first, *further = (coded(text) for text in SEEN[:count])
     negative = coded("")
-    request = Request(
-        load_model("flow"), first, negative, CFG, torch.zeros(1, 3, 64, 64), 0, steps, solver, 60, trajectories, polish=2,
-        prompts=tuple((prompt, negative) for prompt in further),
-    )  # fmt: skip
+    prompts = tuple((prompt, negative) for prompt in further)
+    latent, model = torch.zeros(1, 3, 64, 64), load_model("flow")
+    asked = (model, first, negative, CFG, latent, 0, steps, solver, 60, trajectories)
+    request = Request(*asked, polish=2, prompts=prompts)
     return search_schedule(request, Kept(), None).sigmas[steps]
 
 
