@@ -28,7 +28,8 @@ from ...schedulers.placed import share
 from ...schedulers.recipe import recipe
 from .deis import deis_sampler
 from .dpm_solver_v3 import Choice, dpm_solver_v3_sampler
-from .identity import BOOST, identify
+from .guiders import identify_guided
+from .identity import BOOST
 from .loading import searched
 from .noise_law import noise_law
 from .progress import Report
@@ -177,7 +178,7 @@ class Boost:
         """Where the steps are to be, and remarks. Raises ValueError for a schedule of another kind of model."""
         if self.schedule is None:
             return run.curve(checked_sigmas(self.sigmas or (), run.law)), ()
-        curve, remarks = searched(self.schedule, identify(run.guider.model_patcher), run.law, steps)
+        curve, remarks = searched(self.schedule, identify_guided(run.guider), run.law, steps)
         return curve, tuple(remarks[1:])
 
     def say(self, text: str) -> None:

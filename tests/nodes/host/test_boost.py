@@ -19,6 +19,7 @@ def forgotten(host):
     """Models are not kept beyond this file."""
     yield
     model.cache_clear()
+    searched.cache_clear()
 
 
 @lru_cache(maxsize=4)
@@ -26,6 +27,16 @@ def model(kind: str = "eps"):
     from support.host_mixture import mixture_model
 
     return mixture_model(picture_like(), kind, 3.0 if kind == "flow" else 1.0)
+
+
+@lru_cache(maxsize=1)
+def searched():
+    """A schedule of four steps of dpmpp_2m for the eps model."""
+    from fewstep.nodes.measuring.search import Kept, Request, search_schedule
+    from support.host_mixture import label_conditioning
+
+    asked = (model(), label_conditioning([0]), label_conditioning([-1]), 3.0, torch.zeros(1, 4, 16, 16), 0)
+    return search_schedule(Request(*asked, 4, "dpmpp_2m", 20, 2, polish=0), Kept(), None)
 
 
 def noise() -> torch.Tensor:
@@ -327,6 +338,42 @@ def test_samplers_of_ours_pass_and_measuring_does_not_see_it():
     asked = inside_sampling(guider, noise(), [5.0, 3.0, 1.0], lambda denoise, x: denoise(x, 3.0), 0)
     assert asked.isfinite().all() and report.entry["text"] == ""
     assert identify(patcher)["functions"] == identify(model())["functions"]
+
+
+@pytest.mark.parametrize("steps", [4, 7])
+def test_a_searched_schedule_brings_its_sampler_between_the_ends_of_the_run(steps):
+    patcher, report = boosted(schedule=searched())
+    patcher, seen = watched(patcher)
+    sample(patcher, "euler", "simple", steps)
+    ((sampler, sigmas),) = seen
+    assert sampler.sampler_function.__name__ == "sample_dpmpp_2m" and len(sigmas) == steps + 1
+    own = searched().sigmas[steps]
+    assert (sigmas[0], sigmas[-1]) == (float(host_sigmas("eps", "simple", steps)[0]), 0.0)
+    assert sigmas[2:-1] == pytest.approx(own[2:-1], rel=0.02)  # it may begin below the highest sigma, and end above 0
+    assert f"-> {steps} calls of dpmpp_2m, sigmas" in report.entry["text"]
+
+
+def test_a_searched_schedule_leaves_a_sampler_that_draws_noise_the_persons():
+    patcher, seen = watched(boosted(schedule=searched())[0])
+    sample(patcher, "euler_ancestral", "simple", 4)
+    ((sampler, sigmas),) = seen
+    assert sampler.sampler_function.__name__ == "sample_euler_ancestral" and sigmas[2] < 3
+
+
+def test_what_a_schedule_was_searched_on_is_compared_with_the_model():
+    from dataclasses import replace
+
+    for changed, words in [({"model": "another"}, "another checkpoint"), ({"cfg": 9.0}, "at cfg 9.0, not 3.0")]:
+        patcher, report = boosted(schedule=replace(searched(), facts=searched().facts | changed))
+        sample(patcher, "euler", "simple", 4)
+        assert words in report.entry["text"] and "4 calls of dpmpp_2m" in report.entry["text"]
+    for changed, words in [
+        ({"channels": 16}, "latents of 16 channels"),
+        ({"is_flow": True}, "searched on a flow model"),
+    ]:
+        patcher, report = boosted(schedule=replace(searched(), facts=searched().facts | changed))
+        assert torch.equal(sample(patcher, steps=4), sample(model(), steps=4))
+        assert "left as they are" in report.entry["text"] and words in report.entry["text"]
 
 
 # ---------------------------------------------------------------------------------------------------------
