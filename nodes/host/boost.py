@@ -177,7 +177,10 @@ class Boost:
     def curve_for(self, run: Run, steps: int) -> tuple[Curve, tuple[str, ...]]:
         """Where the steps are to be, and remarks. Raises ValueError for a schedule of another kind of model."""
         if self.schedule is None:
-            return run.curve(checked_sigmas(self.sigmas or (), run.law)), ()
+            sigmas = checked_sigmas(self.sigmas or (), run.law)
+            if len(sigmas) < 2:
+                raise ValueError(f"the connected sigmas are {len(sigmas)}; a schedule has two or more.")
+            return run.curve(sigmas), ()
         curve, remarks = searched(self.schedule, identify_guided(run.guider), run.law, steps)
         return curve, tuple(remarks[1:])
 
@@ -237,8 +240,9 @@ def why_theirs(sampler: Any) -> str:
     """Why a sampler that the person chose stays; empty for those that another may stand in for."""
     function = function_of(sampler)
     name, module = getattr(function, "__name__", ""), getattr(function, "__module__", "")
+    is_hosts = module.startswith("comfy.")
     draws = any(getattr(sampler, "extra_options", {}).get(option, 0) for option in DRAWS)
-    if name in ODE_SAMPLERS and not draws:
+    if is_hosts and name in ODE_SAMPLERS and not draws:
         return ""
     connect = "Connect a sampler to Boost to exchange it."
     if module.startswith(PACK):
@@ -247,7 +251,7 @@ def why_theirs(sampler: Any) -> str:
         return f"it follows an equation of its own (CFG++). {connect}"
     if "dpm_adaptive" in name:
         return f"it chooses its own steps. {connect}"
-    if module.startswith("comfy."):
+    if is_hosts:
         return f"it draws noise on its way, and another sampler would change the picture's kind. {connect}"
     return f"Boost does not know this sampler. {connect}"
 

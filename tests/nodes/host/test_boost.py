@@ -301,7 +301,18 @@ def test_sigmas_that_are_none_are_passed_on_for_the_host_to_judge(sigmas):
 
 
 @pytest.mark.parametrize(
-    "kind, sigmas", [("eps", [0.9, 0.5, 0.0]), ("flow", [14.6, 3.0, 0.0]), ("flow", [0.2, 0.1, 0.0])]
+    "kind, sigmas",
+    [
+        ("eps", [0.9, 0.5, 0.0]),
+        ("flow", [14.6, 3.0, 0.0]),
+        ("flow", [0.2, 0.1, 0.0]),
+        ("eps", []),
+        ("eps", [14.6]),
+        ("eps", [14.6, 3.0, 3.0, 0.0]),
+        ("eps", [0.0, 14.6]),
+        ("eps", [14.6, float("nan"), 0.0]),
+    ],
+    ids=str,
 )
 def test_a_schedule_of_another_kind_of_model_is_said_and_not_used(kind, sigmas):
     patcher, report = boosted(kind, sigmas=tuple(sigmas))
@@ -321,6 +332,17 @@ def test_a_sampler_of_no_known_kind_passes_unless_another_is_connected():
     assert (custom(patcher, Own(), sigmas) == 2).all() and "does not know this sampler" in report.entry["text"]
     patcher, _ = boosted(sampler=host_sampler("euler"))
     assert torch.equal(custom(patcher, Own(), sigmas), custom(model(), host_sampler("euler"), sigmas))
+
+
+def test_another_pack_s_function_of_a_known_name_is_not_taken_for_the_host_s():
+    import comfy.samplers
+
+    def sample_euler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        return x * 0 + 3.0
+
+    patcher, report = boosted()
+    drawn = custom(patcher, comfy.samplers.KSAMPLER(sample_euler), host_sigmas("eps", "karras", 6))
+    assert (drawn == 3).all() and "does not know this sampler" in report.entry["text"]
 
 
 def test_samplers_of_ours_pass_and_measuring_does_not_see_it():
