@@ -247,15 +247,6 @@ def test_a_latent_without_samples_is_said(latent):
         latent_for(None, latent)
 
 
-def test_nested_latents_are_refused_in_words_for_all_three():
-    from comfy.nested_tensor import NestedTensor
-    from fewstep.nodes.measuring.asked import latent_for
-
-    nested = NestedTensor((torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)))
-    with pytest.raises(ValueError, match="several parts .*leave statistics and spread unconnected"):
-        latent_for(model(), {"samples": nested})
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Answers that are none
 
