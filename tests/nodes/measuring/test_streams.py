@@ -481,3 +481,22 @@ def test_a_latent_comes_in_nested_or_is_made_so_by_the_host():
             small.request("search", patcher, latent=latent_for(patcher, {"samples": torch.zeros(1, 4, 8, 8)})).streams
             == STREAMS
         )
+
+
+@pytest.mark.parametrize(
+    "load, made, changed",
+    [
+        (load_schedules, found, {"errors_by_stream": {"4": {"video": "small"}}}),
+        (load_schedules, found, {"compared_by_stream": {"simple": [1.0]}}),
+        (load_schedules, found, {"streams": [[4, 8, 8]]}),
+        (load_measured, measured, {"check_by_stream": {"5": {"video": {"1": 0.1}}}}),
+        (load_measured, measured, {"streams": [[4, 8, 0], [4]]}),
+        (load_spread, lambda: run("spread"), {"by_stream": {"video": [1.0, 1.0]}}),
+        (load_spread, lambda: run("spread"), {"by_stream": {"video": 1.0}}),
+    ],
+)
+def test_a_file_that_tells_nonsense_of_its_streams_is_said(load, made, changed, tmp_path):
+    calibration = made().calibration()
+    replace(calibration, facts=calibration.facts | changed).save(tmp_path / "both.safetensors")
+    with pytest.raises(ValueError, match="easure again"):
+        load(tmp_path / "both.safetensors")
