@@ -26,11 +26,12 @@ def number(least: float, most: float) -> Rule:
     return Rule(lambda value: is_number(value, least, most), f"a number from {least:g} to {most:g}")
 
 
+def is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and is_number(value, least, most)
+
+
 def whole(least: int, most: int) -> Rule:
-    return Rule(
-        lambda value: isinstance(value, int) and is_number(value, least, most),
-        f"a whole number from {least} to {most}",
-    )
+    return Rule(lambda value: is_whole(value, least, most), f"a whole number from {least} to {most}")
 
 
 def either(rule: Rule, holds: Callable[[Any], bool], words: str) -> Rule:
@@ -62,8 +63,27 @@ def is_errors(entry: Any) -> bool:
     return isinstance(entry, list) and len(entry) >= 1 and all(is_number(e) or e != e for e in entry)
 
 
+def is_errors_by_stream(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(is_text(name) and is_errors(e) for name, e in entry.items())
+
+
+def is_checked_by_stream(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(is_text(name) and is_checked(e) for name, e in entry.items())
+
+
+def is_streams(value: Any) -> bool:
+    """The shapes of several streams."""
+    if not isinstance(value, list) or len(value) < 2:
+        return False
+    return all(isinstance(one, list) and one and all(is_whole(n, 1, 10**9) for n in one) for one in value)
+
+
 def is_compared(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(is_text(n) and is_errors(e) for n, e in value.items())
+
+
+def is_compared_by_stream(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_text(n) and is_errors_by_stream(e) for n, e in value.items())
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
@@ -91,6 +111,7 @@ FACTS: dict[str, Rule] = {
     "prompts": COUNT,
     "polish": whole(0, 10**9),
     "denoise": number(1e-6, 1),
+    "streams": Rule(is_streams, "the shapes of two streams or more"),
 } | {
     name: TEXT
     for name in (
@@ -121,7 +142,18 @@ NEEDED: dict[str, dict[str, Rule]] = {
         "check": either(number(0, 1e300), lambda value: value != value, "NaN"),
     },
 }
-CHECKED = {"statistics": {"check": by_budget(is_checked, "errors")}}  # where it stands in such a file
+# Where it stands in such a file.
+CHECKED = {
+    "statistics": {
+        "check": by_budget(is_checked, "errors"),
+        "check_by_stream": by_budget(is_checked_by_stream, "errors of streams"),
+    },
+    "schedule": {
+        "errors_by_stream": by_budget(is_errors_by_stream, "errors of streams"),
+        "compared_by_stream": Rule(is_compared_by_stream, "errors of streams by names of schedules"),
+    },
+    "spread": {"by_stream": Rule(is_errors_by_stream, "numbers by names of streams")},
+}
 
 
 def check_facts(kind: str, facts: dict[str, Any], where: str) -> None:

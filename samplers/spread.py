@@ -21,15 +21,20 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .facts import guidance_in
+from .streams import in_order
 
 KIND = "spread"
 TENSORS = ("ratios", "squares", "counts")
+SHOWN = (10.0, 1.0, 0.3, 0.1)  # noise-to-signal ratios at which a person reads s
 SMALLEST, LARGEST = 1e-30, 1e30  # of what a file holds: beyond them a quotient has no meaning
 
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """ratios (N,): noise-to-signal, falling. squares, counts (N,): sums of s^2 over latents. facts: where measured."""
+    """ratios (N,): noise-to-signal, falling. squares, counts (N,): sums of s^2 over latents. facts: where measured.
+
+    Of several streams s^2 is the mean of theirs, and facts["by_stream"] has s of each at the levels, by name.
+    """
 
     ratios: Tensor
     squares: Tensor
@@ -67,7 +72,10 @@ class Spread:
         """For the node: where from, and s at a few levels."""
         facts = self.facts
         lines = [f"{facts['images']} images, {facts['levels']} levels, {guidance_in(facts)}, by {facts['estimator']}"]
-        lines += [f"at noise-to-signal {r:g}: {self.at(r):.3g}" for r in (10.0, 1.0, 0.3, 0.1)]
+        lines += [f"at noise-to-signal {r:g}: {self.at(r):.3g}" for r in SHOWN]
+        for stream, s in in_order(facts, facts.get("by_stream", {})):
+            shown = np.interp([-math.log(r) for r in SHOWN], (-self.ratios.log()).numpy(), s)
+            lines.append(f"{stream}: " + ", ".join(f"{r:g}: {one:.3g}" for r, one in zip(SHOWN, shown, strict=True)))
         return "\n".join([*lines, f"the two halves of the images differ by {facts['check']:.1%}"])
 
 
@@ -83,6 +91,8 @@ def load_spread(path: Path) -> Spread:
     # The levels are told apart by their logarithms.
     if not fine or not (ratios[-1] > SMALLEST and counts.min() > SMALLEST and (ratios.log().diff() < 0).all()):
         raise ValueError(f"{path.name} holds no spread over falling levels of noise; measure again.")
+    if any(len(s) != len(ratios) for s in calibration.facts.get("by_stream", {}).values()):
+        raise ValueError(f"{path.name} holds the spread of a stream at other levels of noise; measure again.")
     return Spread(ratios, squares, counts, calibration.facts)
 
 

@@ -16,11 +16,13 @@ from ...samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics
 from ...samplers.dpm_solver_v3.measured import Measured
 from ...samplers.noise_law import NoiseLaw
 from ...samplers.sigmas import checked_sigmas, without_repeats
+from ...samplers.streams import ALONE, Streams
 from .guiders import identify_guided
 from .identity import differences
 from .noise_law import noise_law
 from .progress import Report
 from .sampler import Reporter, denoiser, model_sampling_of
+from .streams import streams_in_run
 
 PREDICTIONS = {"data": Statistics.data_prediction, "noise": Statistics.noise_prediction}
 USES = ("when_checked", "always", "never")
@@ -45,7 +47,12 @@ class Choice:
 
 
 def table_for(
-    choice: Choice, calls: int, here: dict[str, Any], item: tuple[int, ...], beyond: str = ""
+    choice: Choice,
+    calls: int,
+    here: dict[str, Any],
+    item: tuple[int, ...],
+    beyond: str = "",
+    streams: Streams = ALONE,
 ) -> tuple[Statistics | None, int, list[str]]:
     """The statistics of a run of so many calls, or None; the order; why, in words. Raises ValueError for nonsense.
 
@@ -57,6 +64,7 @@ def table_for(
     if choice.use == "never":
         return None, order, [f"{calls} calls with {without}, as chosen."]
     remarks = [f"The statistics were measured {text}." for text in differences(choice.measured.facts, here, REMEDY)]
+    remarks += choice.measured.remarks_on(streams, REMEDY)
     if choice.use == "when_checked" and beyond:
         return None, order, [f"{calls} calls with {without}: {beyond}.", *remarks]
     best = 2 if choice.use == "always" else choice.measured.best_order(calls)
@@ -114,6 +122,7 @@ def solver_for(
     sigmas: Tensor,
     prediction: str = "data",
     on_held: Callable[[Tensor], None] | None = None,
+    streams: Streams = ALONE,
 ) -> DPMSolverV3:
     """The solver with the last step that fits a schedule.
 
@@ -124,7 +133,7 @@ def solver_for(
     if table is None or before_last <= NEAR_THE_END * float(sampling.sigma_min):
         options = replace(options, last_step="denoised")
     statistics = PREDICTIONS[prediction]() if table is None else table
-    return DPMSolverV3(noise_law(sampling), statistics, options, on_held)
+    return DPMSolverV3(noise_law(sampling), statistics, options, on_held, streams)
 
 
 @torch.no_grad()
@@ -137,11 +146,12 @@ def sample_dpm_solver_v3(
     if len(values) < 2:
         return x
     nodes = torch.tensor(values, dtype=torch.float64)
-    table, order, remarks = table_of_run(choice, model.inner_model, values, tuple(x.shape[1:]))
+    streams = streams_in_run(model.inner_model, x)
+    table, order, remarks = table_of_run(choice, model.inner_model, values, tuple(x.shape[1:]), streams)
     before = said(choice, remarks)
     held: list[Tensor] = []
     options = replace(choice.options, order=order)
-    solver = solver_for(table, options, sampling, nodes, choice.prediction, held.append)
+    solver = solver_for(table, options, sampling, nodes, choice.prediction, held.append, streams)
     watch = Reporter(callback, nodes, disable)
     end = solver(denoiser(model, extra_args or {}), x, nodes, on_step=watch)
     remarks += [*held_remark(held[0], len(values) - 1), *watch.complaints(end)]
@@ -160,7 +170,7 @@ def said(choice: Choice, remarks: Sequence[str], before: str = "") -> str:
 
 
 def table_of_run(
-    choice: Choice, guider, sigmas: Sequence[float], item: tuple[int, ...]
+    choice: Choice, guider, sigmas: Sequence[float], item: tuple[int, ...], streams: Streams
 ) -> tuple[Statistics | None, int, list[str]]:
     """`table_for` of a run of the host."""
     calls = len(sigmas) - 1
@@ -171,7 +181,7 @@ def table_of_run(
         return None, choice.options.order, [said]
     here = identify_guided(getattr(guider, "at_rest", guider))  # reads all weights, once
     beyond = beyond_check(choice.measured, calls, guider.inner_model.model_sampling, sigmas)
-    return table_for(choice, calls, here, item, beyond)
+    return table_for(choice, calls, here, item, beyond, streams)
 
 
 def held_remark(held: Tensor, calls: int) -> list[str]:

@@ -14,8 +14,10 @@ import comfy.samplers
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
+from ...samplers.streams import Streams
 from ..host.caches import check_no_cache
 from ..host.guiders import (
     as_conditioning,
@@ -33,6 +35,7 @@ from ..host.guiders import (
 from ..host.identity import conditioning_digest, identify
 from ..host.noise_law import noise_law
 from ..host.prompts import Prompt, together, under
+from ..host.streams import in_models_scale, is_nested, packed, streams_of
 
 
 class Range(NamedTuple):
@@ -54,6 +57,7 @@ SEED = Range(0, 0xFFFFFFFFFFFFFFFF)
 class Asked:
     """On what a person wants something measured. latent: all zeros, or pictures.
 
+    streams: those of the latent; several become their pack (B, 1, N), in which the model is sampled.
     guider: stands for model, positive, negative and cfg, which then say nothing; model and cfg become the guider's.
     prompts: further ones, which are dealt out with the first.
     Raises ValueError, in words, where a part is missing or is not what it should be.
@@ -67,6 +71,7 @@ class Asked:
     seed: int
     guider: comfy.samplers.CFGGuider | None = field(default=None, kw_only=True)
     prompts: Sequence[Prompt] = field(default=(), kw_only=True)
+    streams: Streams = field(init=False)
 
     def __post_init__(self) -> None:
         check_model(sampled_model(self.model, self.guider))
@@ -80,7 +85,9 @@ class Asked:
         for model in self.models:
             check_no_cache(model)
         SEED.check("seed", self.seed)
-        check_channels(self.model, self.latent)
+        check_latent(self.model, self.latent)
+        object.__setattr__(self, "streams", streams_of(self.latent, self.model.get_model_object("model_sampling")))
+        object.__setattr__(self, "latent", packed(self.latent))
 
     @cached_property
     def guided(self) -> comfy.samplers.CFGGuider:
@@ -137,12 +144,15 @@ class Asked:
         if self.prompts:
             digests = [prompt_digest(guider) for guider in self.each[1:]]
             own |= {"prompt": conditioning_digest([own["prompt"], *digests]), "prompts": len(self.each)}
-        return identify(self.model) | noise | own | further
+        streams = {"streams": self.streams.fact} if self.streams.is_pack else {}
+        return identify(self.model) | noise | own | further | streams
 
     @cached_property
     def latents(self) -> Tensor:
         """`latent` in the model's own scale. As in the host an empty one stays 0, whatever the format's shift."""
-        return self.model.model.process_latent_in(self.latent) if self.from_references else self.latent
+        if not self.from_references:
+            return self.latent
+        return in_models_scale(self.model.model, self.latent, self.streams)
 
     @property
     def references(self) -> dict[str, Any]:
@@ -217,8 +227,36 @@ def check_conditioning(name: str, conditioning: Any) -> None:
         )
 
 
+def check_latent(model: ModelPatcher, latent: Tensor | NestedTensor) -> None:
+    """Raises ValueError for latents that the model does not have, and for those that hold no numbers."""
+    if is_nested(latent):
+        check_streams(model, latent.unbind())
+    else:
+        check_channels(model, latent)
+    if not packed(latent).isfinite().all():
+        raise ValueError("latent_image holds NaN or infinite numbers. Encode the pictures again, or take an empty one.")
+
+
+def check_streams(model: ModelPatcher, parts: Sequence[Tensor]) -> None:
+    """Raises ValueError for streams that cannot be this model's.
+
+    A latent format knows the channels of one stream only: of the video (LTX), of the widest (MiniMax), or how wide a
+    row of tokens is (TripoSplat). So one of the streams must have them.
+    """
+    shapes = [tuple(part.shape) for part in parts]
+    channels = model.get_model_object("latent_format").latent_channels
+    sound = all(len(shape) > 2 and math.prod(shape) and shape[0] == shapes[0][0] for shape in shapes)
+    if not sound or not any(channels in (shape[1], shape[-1] if len(shape) == 3 else 0) for shape in shapes):
+        told = " and ".join(" x ".join(map(str, shape)) for shape in shapes)
+        raise ValueError(
+            f"latent_image has streams of the shapes {told}; this model's latents have a stream of {channels} "
+            "channels, and all streams have the same batch size, none of them 0. Connect an empty latent, or encode "
+            "picture and sound, with the nodes for this model."
+        )
+
+
 def check_channels(model: ModelPatcher, latent: Tensor) -> None:
-    """Raises ValueError for latents that the model does not have."""
+    """Raises ValueError for a latent of another number of channels, or of none."""
     kind = model.get_model_object("latent_format")
     channels = kind.latent_channels
     if not 3 <= latent.ndim <= 2 + max(kind.latent_dimensions, 2) or latent.shape[1] != channels or not latent.numel():
@@ -227,8 +265,6 @@ def check_channels(model: ModelPatcher, latent: Tensor) -> None:
             f"{channels} channels x height x width, none of them 0. Connect an empty latent, or encode the pictures "
             "with the model's own VAE."
         )
-    if not latent.isfinite().all():
-        raise ValueError("latent_image holds NaN or infinite numbers. Encode the pictures again, or take an empty one.")
 
 
 def described(value: Any) -> str:
@@ -239,10 +275,10 @@ def described(value: Any) -> str:
     return f"{'an empty' if empty else 'a'} {type(value).__name__}"
 
 
-def latent_for(model: ModelPatcher, latent: dict[str, Any]) -> Tensor:
+def latent_for(model: ModelPatcher, latent: dict[str, Any]) -> Tensor | NestedTensor:
     """The samples of a LATENT as the host would sample them: where it is empty, with the model's channels and size.
 
-    Raises ValueError for what is no LATENT, and for nested ones.
+    Raises ValueError for what is no LATENT.
     """
     check_model(model)
     samples: Any = latent.get("samples") if isinstance(latent, dict) else None
@@ -251,12 +287,7 @@ def latent_for(model: ModelPatcher, latent: dict[str, Any]) -> Tensor:
             f"latent_image is {described(latent)}, without samples; it must be a LATENT. Connect an empty latent or an "
             "encoded picture."
         )
-    if samples.is_nested:
-        raise ValueError(
-            "latent_image holds several parts (picture and sound), which FewStep does not measure. Sample this model "
-            "with ComfyUI's own schedules, and leave statistics and spread unconnected."
-        )
-    if samples.ndim < 3 or not samples.numel():
+    if not is_nested(samples) and (samples.ndim < 3 or not samples.numel()):
         check_channels(model, samples)
     return comfy.sample.fix_empty_latent_channels(model, samples, **dict(ratios_of(latent)))
 

@@ -30,6 +30,7 @@ from ...samplers.dpm_solver_v3.observe import (
 from ...samplers.dpm_solver_v3.pooling import Pooling
 from ...samplers.dpm_solver_v3.sums import Sums
 from ...samplers.noise_law import NoiseLaw
+from ...samplers.streams import Streams
 from ..host.dpm_solver_v3 import CHECK_SCHEDULE, solver_for
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
@@ -63,13 +64,17 @@ class Request(Asked):
         self.check_all_dealt("images", self.images)
         LEVELS.check("levels", self.levels)
         check_choice("derivative", self.derivative, DERIVATIVES)
-        numbers = int(Pooling(self.pooling, tuple(self.latent.shape[1:])).numbers.min())
+        numbers = int(self.pooled.numbers.min())
         needed = self.batch + math.ceil(FEWEST / numbers)  # a batch is left out to check the others
         if self.images < needed:
             raise ValueError(
                 f"images is {self.images}; with pooling {self.pooling} it must be {needed} or more, so that every "
                 f"statistic is made of {FEWEST} numbers. Raise images, or set pooling to global."
             )
+
+    @cached_property
+    def pooled(self) -> Pooling:
+        return Pooling(self.pooling, tuple(self.latent.shape[1:]), self.streams)
 
     @property
     def batch(self) -> int:
@@ -196,7 +201,7 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
     if not request.from_references:
         counter.phase = "checking the statistics"
         checked = dict(zip(numbers, own[:CHECKED], strict=False))
-        facts["check"] = check(request, guider, total, checked, counter)
+        facts |= check(request, guider, total, checked, counter)
     return Measured.of(total, facts)
 
 
@@ -233,9 +238,9 @@ def measure_batch(
         observe_references(watched, x0, sigmas, measurement, lambda level, shape: torch.randn(shape, generator=fresh))
         return x0
 
-    end = inside_sampling(guider, noise, way, work, request.seed).cpu()
+    end = inside_sampling(guider, noise, way, work, request.seed, request.streams).cpu()
     cure = f"Lower the cfg, which is {request.cfg:g}, and check the model's shift."
-    check_reached(end, "A latent to measure on", cure)
+    check_reached(end, "A latent to measure on", cure, request.streams)
     check_reached(measurement.sums.largest_answer().sqrt(), "The model's answers", cure)
     name = derivative.name if isinstance(derivative, Automatic) else request.derivative
     return Part(measurement.sums, noise, end, name)
@@ -251,7 +256,7 @@ def measurement_for(
     request: Request, law: NoiseLaw, sigmas: Tensor, derivative: Derivative, number: int
 ) -> Measurement:
     """Empty sums of one batch, and its probes."""
-    pooling = Pooling(request.pooling, tuple(request.latent.shape[1:]))
+    pooling = request.pooled
     source = generator(request, number, "signs")
 
     def signs(level: int, shape: torch.Size) -> Tensor:
@@ -281,24 +286,41 @@ def references(request: Request, number: int) -> Tensor:
 
 def check(
     request: Request, guider: comfy.samplers.CFGGuider, total: Sums, parts: dict[int, Part], counter: Counter
-) -> dict[str, dict[str, float]]:
-    """Errors at each of BUDGETS, as in `Measured`, on batches that are left out of the statistics once each."""
+) -> dict[str, Any]:
+    """Facts of `Measured`: errors at each of BUDGETS, on batches that are left out of the statistics once each."""
     sampling = request.model.get_model_object("model_sampling")
     errors: dict[str, dict[str, list[Tensor]]] = {str(n): {"1": [], "2": [], "without": []} for n in BUDGETS}
     for number, part in parts.items():
         others = total - part.sums
         if not (others.count > 0).all():
-            return {}  # a single batch has nobody to check it
+            return {"check": {}}  # a single batch has nobody to check it
         table = Measured.of(others, {}).statistics
         ways = {"1": (table, 1), "2": (table, 2), "without": (None, 2)}
         for calls in BUDGETS:
             sigmas = checked_sigmas(sampling, calls)
             for name, (used, order) in ways.items():
-                solver = solver_for(used, Options(order), sampling, sigmas)
-                drawn = draw_with(solver, guider, part.noise, sigmas, request.seed, counter, request.prompts_of(number))
-                errors[str(calls)][name].append((drawn - part.end).square().flatten(1).mean(1))
+                solver = solver_for(used, Options(order), sampling, sigmas, streams=request.streams)
+                drawn = draw_with(solver, request, guider, part.noise, sigmas, counter, request.prompts_of(number))
+                errors[str(calls)][name].append(request.streams.square_errors(drawn, part.end))
     counter.finish()
-    return {calls: {name: geometric_mean(torch.cat(e)) for name, e in pair.items()} for calls, pair in errors.items()}
+    return facts_of_check(request.streams, errors)
+
+
+def facts_of_check(streams: Streams, errors: dict[str, dict[str, list[Tensor]]]) -> dict[str, Any]:
+    """The geometric means of errors (B, streams) by calls and way, all streams alike; of several also of each."""
+    apart = {calls: {name: torch.cat(e) for name, e in ways.items()} for calls, ways in errors.items()}
+    facts: dict[str, Any] = {
+        "check": {calls: {name: geometric_mean(e.mean(1)) for name, e in ways.items()} for calls, ways in apart.items()}
+    }
+    if streams.is_pack:
+        facts["check_by_stream"] = {
+            calls: {
+                stream: {name: geometric_mean(e[:, number]) for name, e in ways.items()}
+                for number, stream in enumerate(streams.names)
+            }
+            for calls, ways in apart.items()
+        }
+    return facts
 
 
 def checked_sigmas(sampling, calls: int) -> Tensor:
@@ -308,10 +330,10 @@ def checked_sigmas(sampling, calls: int) -> Tensor:
 
 def draw_with(
     solver: DPMSolverV3,
+    request: Asked,
     guider: comfy.samplers.CFGGuider,
     noise: Tensor,
     sigmas: Tensor,
-    seed: int,
     counter: Counter,
     prompts: Sequence[int],
 ) -> Tensor:
@@ -320,7 +342,7 @@ def draw_with(
     def solve(denoise: HostDenoiser, x: Tensor) -> Tensor:
         return solver(counter.watch(denoise.dealt(prompts)), x, sigmas).cpu()
 
-    return inside_sampling(guider, noise, sigmas, solve, seed)
+    return inside_sampling(guider, noise, sigmas, solve, request.seed, request.streams)
 
 
 def geometric_mean(errors: Tensor) -> float:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ...samplers.contract import Denoiser
+from ...samplers.streams import ALONE, Streams
 from ..host.progress import show_text
 from ..host.prompts import dealt
 from ..host.sampler import denoiser
+from ..host.streams import check_takes_streams, nested
 
 Result = TypeVar("Result")
 DIVERGED = 1e3  # mean square of a latent, whose variance is about 1
@@ -112,8 +114,11 @@ def inside_sampling(
     sigmas: Sequence[float] | Tensor,
     work: Callable[[HostDenoiser, Tensor], Result],
     seed: int,
+    streams: Streams = ALONE,
 ) -> Result:
     """work(denoise, x) as a sampler of the host is run: x is `noise` as the model wants it at sigmas[0].
+
+    streams: of noise (B, 1, N), which the host is handed apart and packs itself, so that it tells the model of them.
 
     sigmas: falling, every one at which the model will be called, unless `work` announces others. The host's wrappers
     look there which step a call is, and which sigma follows, so a 0 is put behind the last.
@@ -122,19 +127,22 @@ def inside_sampling(
 
     @torch.no_grad()
     def sampler_function(model, x, sigmas, extra_args=None, callback=None, disable=None) -> Tensor:
+        check_takes_streams(model.inner_model, streams)
         results.append(work(HostDenoiser(model, extra_args or {}), x))
         return x
 
     sampler = comfy.samplers.KSAMPLER(sampler_function)
     schedule = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     schedule = schedule if schedule[-1] == 0 else torch.cat([schedule, schedule.new_zeros(1)])
-    guider.sample(noise, torch.zeros_like(noise), sampler, schedule.float(), disable_pbar=True, seed=seed)
+    given = nested(noise, streams), nested(torch.zeros_like(noise), streams)
+    guider.sample(*given, sampler, schedule.float(), disable_pbar=True, seed=seed)
     return results[0]
 
 
-def check_reached(latents: Tensor, what: str, cure: str) -> None:
-    """Raises ValueError where a run led nowhere."""
-    size = float(latents.cpu().double().square().mean())
+def check_reached(latents: Tensor, what: str, cure: str, streams: Streams = ALONE) -> None:
+    """Raises ValueError where a run led nowhere, in one of its streams."""
+    sizes = [float(part.cpu().double().square().mean()) for part in streams.apart(latents)]
+    size = max(sizes, key=lambda size: (size != size, size))
     if not size < DIVERGED:
         raise ValueError(
             f"{what} did not reach a picture (mean square of its latents {size:.3g}; that of a picture is about 1). "

@@ -19,6 +19,7 @@ from ...samplers.contract import Denoiser
 from ...samplers.dpm_solver_v3 import Options
 from ...samplers.dpm_solver_v3.measured import Measured
 from ...samplers.noise_law import NoiseLaw
+from ...samplers.streams import Streams
 from ...schedulers.optimal_steps import (
     V3,
     Euler,
@@ -58,7 +59,7 @@ PLACES = 4  # where polished nodes may stand, for each step of the teacher
 FINALISTS = 6  # of the host's schedules: those that run on all latents
 GEOMETRIC = Objective()
 Result = TypeVar("Result")
-Tried = dict[str, tuple[tuple[float, ...], Tensor]]  # by name: sigmas, and the error of every latent
+Tried = dict[str, tuple[tuple[float, ...], Tensor]]  # by name: sigmas, and the error of every latent and stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +291,7 @@ class Bench:
             nodes,
             ends_of(request),
             lowest=lowest * (1 - 1e-4),
+            objective=Objective(streams=request.streams),
             announce=self.announce,
         )
 
@@ -335,7 +337,7 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
         bench = Bench(request, in_batches, student, noise.to(x), latent.to(x), denoise.announce, enter, denoise.deal)
         return phases(bench, kept, sigmas, rival_schedules)
 
-    found = inside_sampling(request.guidance(), noise[:batch], [*sigmas, 0.0], work, request.seed)
+    found = inside_sampling(request.guidance(), noise[:batch], [*sigmas, 0.0], work, request.seed, request.streams)
     counter.finish()
     return found
 
@@ -363,8 +365,9 @@ def student_of(request: Request) -> Student:
     here = identify_guided(request.guided)
     given = request.statistics
     beyond = beyond_check(given, request.steps, request.sampling) if given else ""
-    table, order, _ = table_for(choice, request.steps, here, tuple(item), beyond)
-    solver = solver_for(table, Options(order), request.sampling, torch.tensor([1.0, 0.0]).double())
+    streams = request.streams
+    table, order, _ = table_for(choice, request.steps, here, tuple(item), beyond, streams)
+    solver = solver_for(table, Options(order), request.sampling, torch.tensor([1.0, 0.0]).double(), streams=streams)
     ends_below = math.inf if table is None else NEAR_THE_END * float(request.sampling.sigma_min)
     return V3(solver, item, ends_below)
 
@@ -404,7 +407,8 @@ def taught(bench: Bench, sigmas: Sequence[float]) -> Teacher:
     store = store_for(bench.request, len(sigmas) * count, x)
     teacher = follow(bench.ask(slice(None)), x, bench.request.law, sigmas, every=2, keep=lambda x: x[:count].to(store))
     what = f"The teacher of {len(sigmas)} steps, at cfg {bench.request.cfg:g},"
-    check_reached(teacher.end, what, "Lower the cfg, check the model's shift, or raise teacher_steps.")
+    cure = "Lower the cfg, check the model's shift, or raise teacher_steps."
+    check_reached(teacher.end, what, cure, bench.request.streams)
     return teacher
 
 
@@ -427,16 +431,16 @@ def tried_rivals(bench: Bench, teacher: Teacher, schedules: dict[str, tuple[floa
 def with_ends(task: Task, name: str, sigmas: tuple[float, ...]) -> Tried:
     """A schedule with its own end, and with each of the task's, which costs no further call."""
     replay = Replay(task)
-    results = {name: (sigmas, replay.errors(sigmas))}
+    results = {name: (sigmas, replay.by_stream(sigmas))}
     for end in task.ends:
         if end not in (0.0, sigmas[-1]) and end < sigmas[-2]:
             other = (*sigmas[:-1], end)
-            results[f"{name}, to {end:.3g}"] = (other, replay.errors(other))
+            results[f"{name}, to {end:.3g}"] = (other, replay.by_stream(other))
     return results
 
 
 def best_of(tried: Tried, part: slice) -> list[Found]:
-    return [Found(sigmas, float(GEOMETRIC.reduce(errors[part]))) for sigmas, errors in tried.values()]
+    return [Found(sigmas, float(GEOMETRIC.reduce(errors[part].mean(1)))) for sigmas, errors in tried.values()]
 
 
 def compared(
@@ -448,14 +452,23 @@ def compared(
 ) -> Schedules:
     """All schedules of the asked number of steps on the latents of `check`; the best is the answer."""
     entries = {"searched": found[request.steps].sigmas, "searched and polished": polished.sigmas}
-    errors = {name: three_means(check.errors(sigmas)) for name, sigmas in entries.items()}
-    errors |= {name: three_means(e) for name, (_, e) in tried.items()}
+    apart = {name: check.by_stream(sigmas) for name, sigmas in entries.items()} | {k: e for k, (_, e) in tried.items()}
+    errors = {name: three_means(e.mean(1)) for name, e in apart.items()}
     entries |= {name: sigmas for name, (sigmas, _) in tried.items()}
     chosen = min(errors, key=lambda name: errors[name][0])
     sigmas = {n: one.sigmas for n, one in found.items()} | {request.steps: entries[chosen]}
-    by_budget = {str(n): three_means(check.errors(schedule)) for n, schedule in sigmas.items()}
-    facts = request.facts | {"compared": errors, "chosen": chosen, "errors": by_budget}
+    by_budget = {str(n): check.by_stream(schedule) for n, schedule in sigmas.items()}
+    budgets = {n: three_means(e.mean(1)) for n, e in by_budget.items()}
+    facts = request.facts | {"compared": errors, "chosen": chosen, "errors": budgets}
+    if request.streams.is_pack:
+        facts["compared_by_stream"] = named(request.streams, apart)
+        facts["errors_by_stream"] = named(request.streams, by_budget)
     return Schedules(sigmas, facts)
+
+
+def named(streams: Streams, apart: dict[str, Tensor]) -> dict[str, dict[str, list[float]]]:
+    """Of errors (B, streams): three means of each stream, by its name."""
+    return {key: streams.named([three_means(own) for own in errors.unbind(1)]) for key, errors in apart.items()}
 
 
 def three_means(errors: Tensor) -> list[float]:

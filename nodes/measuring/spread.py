@@ -57,7 +57,8 @@ class Request(Asked):
 def measure_spread(request: Request, node_id: str | None, parts: dict[range, Tensor] | None = None) -> Spread:
     """Draw references, noise them anew at every level, and add up s^2 of each.
 
-    parts: s^2 by the numbers of the images; filled batch by batch, so that what was measured survives a cancel.
+    parts: s^2 by the numbers of the images, of each stream apart; filled batch by batch, so that what was measured
+    survives a cancel.
     Raises ValueError where the model answers with NaN, or leads nowhere.
     """
     sampling = request.model.get_model_object("model_sampling")
@@ -71,21 +72,26 @@ def measure_spread(request: Request, node_id: str | None, parts: dict[range, Ten
     counter = Counter(len(wanted) * (per_batch + drawing), node_id, "Measuring the spread")
     for numbers in wanted:
         parts[numbers] = measure_batch(request, numbers, sigmas, counter)
-    squares = torch.cat([parts[numbers] for numbers in request.batches])
+    by_stream = torch.cat([parts[numbers] for numbers in request.batches])
+    squares = by_stream.mean(2)
     check_reached(squares.clamp(min=0).sqrt(), "The model's answers to noised references", cure_for(request))
     halves = [squares[i::2].mean(0).clamp(min=1e-30).sqrt() for i in (0, 1)]
     check = float((halves[0] / halves[1]).log().abs().mean()) if len(squares) > 1 else math.nan
     ratios = law.ratio(sigmas)
     counts = torch.full_like(ratios, len(squares))
-    return Spread(ratios, squares.sum(0), counts, request.facts | {"check": check})
+    facts = request.facts | {"check": check}
+    if request.streams.is_pack:
+        s = by_stream.mean(0).clamp(min=0).sqrt()
+        facts["by_stream"] = request.streams.named(s.T.tolist())
+    return Spread(ratios, squares.sum(0), counts, facts)
 
 
 def measure_batch(request: Request, numbers: range, sigmas: Tensor, counter: Counter) -> Tensor:
-    """s^2 of every image at every level, (images, levels)."""
+    """s^2 of every image at every level, of each stream, (images, levels, streams)."""
     images = f"images {numbers[0] + 1} to {numbers[-1] + 1}"
     counter.phase = f"drawing {images}"
     x0 = references(request, numbers, counter)
-    check_reached(x0, "A reference", cure_for(request))
+    check_reached(x0, "A reference", cure_for(request), request.streams)
     counter.phase = f"measuring the spread of {images}"
     noise = torch.stack([numbers_for(request, number, RENOISE, x0[0].shape) for number in numbers])
 
@@ -94,7 +100,8 @@ def measure_batch(request: Request, numbers: range, sigmas: Tensor, counter: Cou
         given = (x0.to(x), noise.to(x))
         return torch.stack([at_level(request, watched, *given, float(sigma), numbers) for sigma in sigmas], 1)
 
-    return inside_sampling(request.without_guidance(), noise, sigmas, work, request.seed).cpu().double()
+    guider, streams = request.without_guidance(), request.streams
+    return inside_sampling(guider, noise, sigmas, work, request.seed, streams).cpu().double()
 
 
 def cure_for(request: Request) -> str:
@@ -111,7 +118,7 @@ def references(request: Request, numbers: range, counter: Counter) -> Tensor:
     noise = torch.stack([numbers_for(request, number, START, request.latent.shape[1:]) for number in numbers])
     sigmas = checked_sigmas(sampling, DRAWING_STEPS)
     prompts = request.dealt(numbers)
-    return draw_with(solver, request.guidance(), noise, sigmas, request.seed, counter, prompts)
+    return draw_with(solver, request, request.guidance(), noise, sigmas, counter, prompts)
 
 
 def numbers_for(request: Request, number: int, purpose: int, shape) -> Tensor:
@@ -120,12 +127,15 @@ def numbers_for(request: Request, number: int, purpose: int, shape) -> Tensor:
 
 
 def at_level(request: Request, denoise: Denoiser, x0: Tensor, noise: Tensor, sigma: float, numbers: range) -> Tensor:
-    """s^2 of every image of a batch at a level, (B,)."""
+    """s^2 of every image of a batch at a level, (B, streams).
+
+    In the size that the model carries a stream at: there guidance meets it.
+    """
     law = noise_law(request.model.get_model_object("model_sampling"))
     x = law.noised(x0, sigma, noise)
     denoised = denoise(x, sigma)
     if request.estimator == "residual":
-        return (x0 - denoised).square().flatten(1).mean(1)
+        return request.streams.means((x0 - denoised).square())
     signs = torch.stack([numbers_for(request, number, SIGNS, x0[0].shape) for number in numbers]).sign().to(x)
-    slope = (signs * by_differences(denoise, x, sigma, denoised, signs)).flatten(1).mean(1)
+    slope = request.streams.means(signs * by_differences(denoise, x, sigma, denoised, signs))
     return law.ratio(sigma) ** 2 * law.alpha(sigma) * slope

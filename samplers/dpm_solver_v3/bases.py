@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..streams import ALONE, Streams
 from .statistics import Statistics
 
 POINTS_PER_BAND = 8  # of the table that is interpolated between bands
@@ -36,11 +37,14 @@ class Basis(Protocol):
         ...
 
 
-def basis_for(statistics: Statistics, item: Sequence[int]) -> Basis:
+def basis_for(statistics: Statistics, item: Sequence[int], streams: Streams = ALONE) -> Basis:
     """The basis of a table for latents of the shape (B, *item): pixels for (C, H, W) features, the DCT for (C, R).
 
+    streams: of latents that the host packed, (B, 1, N): there F is one for all, a stream, or a channel of a stream.
     Raises ValueError where the table is of another latent.
     """
+    if streams.is_pack and statistics.features.numel() > 1:
+        return Pack(statistics, streams)
     channels = statistics.features[0]
     if channels not in (1, item[0]):
         raise ValueError(
@@ -76,6 +80,23 @@ class Pixels:
         rows, channels, *size = values.shape
         size = size if self.axes > 1 else [1]
         return values.reshape(rows, channels, *[1] * (self.axes - len(size)), *size)
+
+
+class Pack:
+    """Several streams in a row, as they are. F is (streams, 1, 1), or (channels of all streams, 1, 1)."""
+
+    def __init__(self, statistics: Statistics, streams: Streams):
+        self.statistics, self.feature = statistics, streams.feature_of(statistics.features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z
+
+    def place(self, values: Tensor) -> Tensor:
+        self.feature = self.feature.to(values.device)
+        return values.flatten(1)[:, None, self.feature]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 
 from ..calibration import Calibration
 from ..facts import guidance_in
+from ..streams import Streams, in_order, streams_in
 from .statistics import Statistics
 from .sums import SUMMED, Sums, continued
 
@@ -26,6 +27,7 @@ class Measured:
 
     facts["check"] maps a budget of model calls to the errors, on latents that the table was not made from: "1" and "2",
     with it at these orders, and "without" it (geometric means of the squared distance to the converged latent).
+    Of several streams facts["streams"] has the shapes, and facts["check_by_stream"] the same errors of each.
     """
 
     statistics: Statistics
@@ -58,6 +60,16 @@ class Measured:
         check = self.facts.get("check") or {}
         return min((int(budget) for budget, error in check.items() if best_of(error)), default=self.fewest_calls)
 
+    def remarks_on(self, streams: Streams, remedy: str) -> list[str]:
+        """What differs in the streams of a latent. Raises ValueError where its numbers belong to no stream here."""
+        own, here = ([shape[0] for shape in one.shapes if one.is_pack] for one in (streams_in(self.facts), streams))
+        if own == here:
+            return []
+        if self.statistics.features.numel() == 1:
+            return ["The statistics were measured on latents of one stream, and one number is taken for all streams."]
+        told = [f"{len(c)} streams of {' and '.join(map(str, c))} channels" if c else "one stream" for c in (own, here)]
+        raise ValueError(f"The statistics were measured on latents of {told[0]}; this latent has {told[1]}. {remedy}")
+
     def describe(self) -> str:
         """For the node: where from, and the check, a line a budget."""
         facts = self.facts
@@ -69,6 +81,9 @@ class Measured:
             with_it = min(error["1"], error["2"])
             verdict = f"used, order {order}" if order else "not used"
             lines.append(f"{budget} calls: error {with_it:.1e}, without {error['without']:.1e}: {verdict}")
+            for stream, one in in_order(facts, facts.get("check_by_stream", {}).get(budget, {})):
+                with_it = one[str(order)] if order else min(one["1"], one["2"])
+                lines.append(f"  {stream}: error {with_it:.1e}, without {one['without']:.1e}")
         return "\n".join(lines if facts.get("check") else [*lines, "not checked"])
 
     def calibration(self) -> Calibration:
@@ -99,7 +114,9 @@ def load_measured(path: Path) -> Measured:
     except (RuntimeError, IndexError, TypeError) as error:
         raise ValueError(f"The tables of {path.name} do not fit together; measure again.") from error
     channels = calibration.facts.get("channels", measured.statistics.features[0])
-    if 0 in measured.statistics.features or measured.statistics.features[0] not in (1, channels):
+    streams = streams_in(calibration.facts)
+    allowed = (len(streams.shapes), streams.channels) if streams.is_pack else (1, channels)
+    if 0 in measured.statistics.features or measured.statistics.features[0] not in allowed:
         raise ValueError(f"The tables of {path.name} are not of {channels} channels; measure again.")
     return measured
 

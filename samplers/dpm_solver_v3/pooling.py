@@ -1,4 +1,10 @@
-"""Over which coordinates of a latent one statistic is shared: all, a channel, a band of frequencies, or none."""
+"""Over which coordinates of a latent one statistic is shared: all, a channel, a band of frequencies, or none.
+
+Of several streams each has statistics of its own, also where all of a latent shares one. l, s and b are minimisers of a
+mean square over what shares them, coordinate by coordinate in the paper (section 3.1), and a stream's own minimiser is
+never worse for it than one for all. A video and its sound become clear at different noise, so their l fall at different
+lambda, and what shares one number counts by how many numbers it has: the sound would be stepped with the video's.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..choices import check_choice
+from ..streams import ALONE, Streams
 from .bases import band_position, to_frequencies, to_pixels
 
 POOLINGS = ("global", "channel", "spectral", "pixel")
@@ -17,13 +24,22 @@ BANDS = 8
 
 @dataclass(frozen=True)
 class Pooling:
-    """kind: one of POOLINGS, for latents of the shape (B, *item). Raises ValueError where a latent has no pixels."""
+    """kind: one of POOLINGS, for latents of the shape (B, *item), which may be a pack of `streams`.
+
+    Raises ValueError where a latent has no pixels.
+    """
 
     kind: str
     item: tuple[int, ...]
+    streams: Streams = ALONE
 
     def __post_init__(self) -> None:
         check_choice("pooling", self.kind, POOLINGS)
+        if self.kind in ("spectral", "pixel") and self.streams.is_pack:
+            raise ValueError(
+                f"pooling is {self.kind}, and this latent has several streams ({', '.join(self.streams.names)}), which "
+                "share no rows and columns. Set pooling to global or channel: each stream then has its own numbers."
+            )
         if self.kind in ("spectral", "pixel") and len(self.item) < 3:
             raise ValueError(
                 f"This model's latents are packed, {self.item}, and have no rows and columns. "
@@ -31,8 +47,15 @@ class Pooling:
             )
 
     @cached_property
+    def of_streams(self) -> list[Pooling]:
+        """That of each stream of a pack; their features stand one behind the other."""
+        return [Pooling(self.kind, shape) for shape in self.streams.shapes]
+
+    @cached_property
     def features(self) -> tuple[int, ...]:
         """F of the statistics."""
+        if self.streams.is_pack:
+            return (sum(one.features[0] for one in self.of_streams), 1, 1)
         channels = self.item[0]
         shapes = {"global": (1, 1, 1), "channel": (channels, 1, 1), "pixel": (channels, *self.item[-2:])}
         return shapes.get(self.kind, (1, self.bands))
@@ -52,6 +75,9 @@ class Pooling:
 
     def total(self, z: Tensor) -> Tensor:
         """Sums of z (B, *item) over the batch and what is pooled, F, float64 on the CPU."""
+        if self.streams.is_pack:
+            both = zip(self.of_streams, self.streams.apart(z), strict=True)
+            return torch.cat([one.total(part) for one, part in both])
         if self.kind == "global":
             return z.sum().cpu().double().view(1, 1, 1)
         if self.kind == "channel":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..contract import Denoiser, Noise, OnStep
 from ..noise_law import NoiseLaw
+from ..streams import ALONE, Streams
 from .bases import Basis, basis_for
 from .plan import Average, Combination, Factor, Options, Step, make_plan
 from .statistics import Statistics
@@ -34,6 +35,7 @@ class DPMSolverV3:
     on_held is told at the end, of each item, how many steps were held back by the bound.
     Between calls it holds, besides x, the r of order - 1 nodes; with a corrector one latent more, and with spectral
     statistics x in that basis. Latents of half precision are stepped in float32.
+    streams: of the latent, where the host packed several to (B, 1, N).
     Raises ValueError for sigmas that do not fall and for statistics of another latent.
     """
 
@@ -41,6 +43,7 @@ class DPMSolverV3:
     statistics: Statistics = field(default_factory=Statistics.data_prediction)
     options: Options = Options()
     on_held: Callable[[Tensor], None] | None = None
+    streams: Streams = ALONE
 
     def __call__(
         self,
@@ -53,7 +56,7 @@ class DPMSolverV3:
     ) -> Tensor:
         if len(sigmas) < 2:
             return x
-        basis = basis_for(self.statistics, x.shape[1:])
+        basis = basis_for(self.statistics, x.shape[1:], self.streams)
         plan = make_plan(sigmas, self.law, basis.statistics, self.options)
         dtype, kept = x.dtype, plan.kept
         state = State(basis.forward(x.to(torch.promote_types(dtype, torch.float32))))

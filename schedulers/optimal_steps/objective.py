@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.choices import check_choice
+from ...samplers.streams import ALONE, Streams
 
 REDUCTIONS = ("geometric", "mean", "median")
 SPACES = ("x", "x0")
@@ -16,7 +17,7 @@ SMALLEST, LARGEST = 1e-30, 1e30
 
 @dataclass(frozen=True)
 class Objective:
-    """mean |x - target|^p over a latent, and one number for a batch.
+    """mean |x - target|^p over a latent, and one number for a batch. Of several streams the mean of theirs.
 
     channels: only the first so many; frames: only so many, evenly spread (video). reduction: over the latents of a
     batch; with "geometric" the few that fall into another picture do not outweigh the rest.
@@ -29,6 +30,7 @@ class Objective:
     frames: int | None = None
     reduction: str = "geometric"
     space: str = "x"
+    streams: Streams = ALONE
 
     def __post_init__(self) -> None:
         check_choice("reduction", self.reduction, REDUCTIONS)
@@ -38,12 +40,18 @@ class Objective:
 
     def errors(self, x: Tensor, target: Tensor) -> Tensor:
         """One number a latent, (B,)."""
+        return self.by_stream(x, target).mean(1)
+
+    def by_stream(self, x: Tensor, target: Tensor) -> Tensor:
+        """One number a latent and stream, (B, streams)."""
         away = self.part(x) - self.part(target)
         powered = away.square() if self.p == 2 else away.abs().pow(self.p)
-        return powered.flatten(1).mean(1)
+        return self.streams.in_own_size(powered, self.p)
 
     def part(self, x: Tensor) -> Tensor:
-        """What is compared of x (B, C, ..., H, W)."""
+        """What is compared of x (B, C, ..., H, W); all of a pack, which has neither channels nor frames."""
+        if self.streams.is_pack:
+            return x
         if self.channels is not None:
             x = x[:, : self.channels]
         if self.frames is not None and x.ndim == 5:

@@ -28,7 +28,11 @@ class Replay:
 
     def errors(self, sigmas: Sequence[float]) -> Tensor:
         """The final errors of a schedule, (B,)."""
-        return self.task.end_errors(self.end(sigmas), sigmas[-1])
+        return self.by_stream(sigmas).mean(1)
+
+    def by_stream(self, sigmas: Sequence[float]) -> Tensor:
+        """The same of each stream, (B, streams)."""
+        return self.task.end_errors_by_stream(self.end(sigmas), sigmas[-1])
 
     def cost(self, sigmas: Sequence[float]) -> float:
         return float(self.task.objective.reduce(self.errors(sigmas)))

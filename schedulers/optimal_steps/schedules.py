@@ -11,6 +11,7 @@ import torch
 
 from ...samplers.calibration import Calibration
 from ...samplers.facts import guidance_in, is_budget
+from ...samplers.streams import in_order
 
 KIND = "schedule"
 HIGHEST = 1e6  # of a sigma
@@ -23,7 +24,8 @@ class Schedules:
 
     facts["errors"] maps a number of steps to [geometric mean, mean, median] over latents that the search did not see;
     facts["compared"] the name of every schedule that was tried at facts["steps"] to the same; facts["chosen"] is the
-    name of the best.
+    name of the best. Of latents of several streams facts["errors_by_stream"] and facts["compared_by_stream"] have the
+    same of each stream, by its name.
     """
 
     sigmas: dict[int, tuple[float, ...]]
@@ -41,12 +43,22 @@ class Schedules:
         """For the node: the choice, what it was compared with, and the other numbers of steps."""
         facts = self.facts
         lines = [f"{facts['solver']}, {facts['steps']} calls, {guidance_in(facts)}: {facts['chosen']}"]
-        lines += [f"error {errors[0]:.1e} {name}" for name, errors in self.best(5)]
+        lines += [f"error {errors[0]:.1e} {name}{self.by_stream(name)}" for name, errors in self.best(5)]
         by_calls = sorted(facts["errors"].items(), key=lambda entry: int(entry[0]))
         others = (f"{n}: {errors[0]:.1e}" for n, errors in by_calls)
         lines.append("by calls " + ", ".join(others))
+        streams = facts.get("errors_by_stream", {})
+        for stream, _ in in_order(facts, streams.get(str(facts["steps"]), {})):
+            own = ((n, streams[n][stream]) for n, _ in by_calls if stream in streams.get(n, {}))
+            lines.append(f"of {stream} " + ", ".join(f"{n}: {errors[0]:.1e}" for n, errors in own))
         lines.append("sigmas " + " ".join(f"{sigma:.4g}" for sigma in self.sigmas[facts["steps"]]))
         return "\n".join(lines)
+
+    def by_stream(self, name: str) -> str:
+        """Of one of the compared: what each stream's error is; empty where there is one stream."""
+        streams = self.facts.get("compared_by_stream", {}).get(name, {})
+        told = ", ".join(f"{stream} {errors[0]:.1e}" for stream, errors in in_order(self.facts, streams))
+        return f" ({told})" if told else ""
 
     def calibration(self) -> Calibration:
         tensors = {str(n): torch.tensor(sigmas, dtype=torch.float64) for n, sigmas in self.sigmas.items()}

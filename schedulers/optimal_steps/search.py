@@ -49,7 +49,11 @@ class Task:
 
     def end_errors(self, x: Tensor, sigma: float) -> Tensor:
         """(B,), of x at `sigma` taken as the picture."""
-        return self.objective.errors(x / self.law.alpha(sigma), self.teacher.end)
+        return self.end_errors_by_stream(x, sigma).mean(1)
+
+    def end_errors_by_stream(self, x: Tensor, sigma: float) -> Tensor:
+        """(B, streams), the same of each."""
+        return self.objective.by_stream(x / self.law.alpha(sigma), self.teacher.end)
 
 
 @dataclass(frozen=True)

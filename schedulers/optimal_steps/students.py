@@ -106,7 +106,7 @@ class V3:
 
     @cached_property
     def basis(self) -> Basis:
-        return basis_for(self.solver.statistics, self.item)
+        return basis_for(self.solver.statistics, self.item, self.solver.streams)
 
     def know(self, state: State, denoised: Tensor) -> State:
         z, memory = self.basis.forward(state.x), state.memory

@@ -6,6 +6,7 @@ Call `support.host.start_host()` before importing this. The network answers what
 
 from __future__ import annotations
 
+import comfy.conds
 import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
@@ -68,14 +69,51 @@ class MixtureModel(BaseModel):
         return super()._apply_model(x, t, *args, sigma=t, sampling=self.model_sampling, **kwargs)
 
 
+class StreamsNetwork(nn.Module):
+    """A network for each stream of a latent, none of which knows of the others: all is known that each knows alone.
+
+    shapes: of the latents that came in, as the host unpacked them.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, networks: list[MixtureNetwork]):
+        super().__init__()
+        self.streams = nn.ModuleList(networks)
+        self.shapes: list[list[tuple[int, ...]]] = []
+
+    def forward(self, x: list[Tensor], timesteps: Tensor, **given) -> list[Tensor]:
+        self.shapes.append([tuple(part.shape) for part in x])
+        flat = [part.reshape(*part.shape[:2], *part.shape[-2:]) for part in x]  # a video of one frame
+        answers = [network(part, timesteps, **given) for network, part in zip(self.streams, flat, strict=True)]
+        return [answer.view_as(part) for answer, part in zip(answers, x, strict=True)]
+
+
+class StreamsModel(MixtureModel):
+    """As LTX's and MiniMax's models of the host: it asks for the shapes of the streams."""
+
+    def extra_conds(self, **given):
+        return super().extra_conds(**given) | {"latent_shapes": comfy.conds.CONDConstant(given["latent_shapes"])}
+
+
 def mixture_model(mixture: Mixture, kind: str, shift: float = 1.0) -> comfy.model_patcher.ModelPatcher:
     """A MODEL of kind eps, v, edm or flow (with a shift)."""
+    return model_of(MixtureModel, MixtureNetwork(mixture, is_flow=kind == "flow"), kind, shift)
+
+
+def streams_model(mixtures: list[Mixture], kind: str, shift: float = 1.0) -> comfy.model_patcher.ModelPatcher:
+    """A MODEL of nested latents, a mixture for each stream."""
+    networks = [MixtureNetwork(mixture, is_flow=kind == "flow") for mixture in mixtures]
+    return model_of(StreamsModel, StreamsNetwork(networks), kind, shift)
+
+
+def model_of(made: type[BaseModel], network: nn.Module, kind: str, shift: float) -> comfy.model_patcher.ModelPatcher:
     config = comfy.supported_models_base.BASE({"disable_unet_model_creation": True, "in_channels": 4})
     config.latent_format, config.sampling_settings = MixtureLatent(), {"shift": shift, "sigma_data": 1.0}
     config.memory_usage_factor, config.unet_extra_config = 0.1, {}
     device = comfy.model_management.get_torch_device()
-    model = MixtureModel(config, TYPES[kind], device=device)
-    model.diffusion_model = MixtureNetwork(mixture, is_flow=kind == "flow")
+    model = made(config, TYPES[kind], device=device)
+    model.diffusion_model = network
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
 
 

@@ -247,15 +247,6 @@ def test_a_latent_without_samples_is_said(latent):
         latent_for(None, latent)
 
 
-def test_nested_latents_are_refused_in_words_for_all_three():
-    from comfy.nested_tensor import NestedTensor
-    from fewstep.nodes.measuring.asked import latent_for
-
-    nested = NestedTensor((torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)))
-    with pytest.raises(ValueError, match="several parts .*leave statistics and spread unconnected"):
-        latent_for(model(), {"samples": nested})
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Answers that are none
 
@@ -312,7 +303,7 @@ def test_statistics_that_cannot_be_stepped_with_lose_their_check(monkeypatch, s)
     zero = torch.zeros(8, 1, 1, 1)
     steep = Statistics(lam, zero, zero + s, zero + 1.0)
     original = module.solver_for
-    monkeypatch.setattr(module, "solver_for", lambda table, *rest: original(None if table is None else steep, *rest))
+    monkeypatch.setattr(module, "solver_for", lambda table, *rest, **more: original(table and steep, *rest, **more))
     check = run("estimate", model()).facts["check"]
     assert all(errors["without"] < errors["2"] < 1e6 for errors in check.values())
     measured = Measured(steep, {})
