@@ -53,7 +53,7 @@ def experts(high, low, texts: Sequence[list], cfg_high: float = 3.0, cfg_low: fl
 
 
 def alone(model, texts: Sequence[list], cfg: float):
-    from fewstep.nodes.measuring.running import guider_for
+    from fewstep.nodes.host.guiders import guider_for
 
     positive, negative = texts
     return guider_for(model, positive, negative, cfg)
