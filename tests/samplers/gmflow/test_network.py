@@ -174,6 +174,17 @@ def test_an_item_does_not_depend_on_its_batch():
     torch.testing.assert_close(network.velocity(x, t, labels)[1:2], alone, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_every_label_and_none_has_a_row(classes):
+    network = small(num_embeds_ada_norm=classes)
+    labels = torch.arange(classes + 1)
+    x, t = normal((1, 4, 8, 8), 0, torch.float32), torch.tensor([0.5])
+    answers = network.velocity(x.expand(len(labels), -1, -1, -1), t.expand(len(labels)), labels)
+    assert answers.flatten(1).unique(dim=0).shape[0] == classes + 1
+    with pytest.raises(ValueError, match="out of range"):
+        network.velocity(x, t, torch.tensor([classes + 1]))
+
+
 @pytest.mark.parametrize("label", [-1, 11])
 def test_a_label_out_of_range_is_told(label):
     with pytest.raises(ValueError, match="out of range: this model knows 0 to 9; 10 stands for no label"):
