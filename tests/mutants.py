@@ -183,13 +183,28 @@ def chosen(count: int, seed: int, folders: list[str]) -> list[tuple[Mutant, str]
 # Mutants of an earlier run
 
 
-def reported(report: Path) -> list[Mutant]:
-    """The mutants of a report, or of what a run printed: that does not say what the line was before."""
+Durations = dict[str, float]  # seconds, by test
+
+
+def reported(report: Path) -> tuple[list[Mutant], Durations]:
+    """The mutants of a report, or of what a run printed: that says neither what a line was nor how long tests took."""
     text = report.read_text(encoding="utf-8")
     if report.suffix == ".json":
-        return [Mutant(**mutant) for mutant in json.loads(text)]
+        told = json.loads(text)
+        return [Mutant(**mutant) for mutant in told["mutants"]], told["durations"]
     matches = [match.groups() for match in map(PRINTED.fullmatch, text.splitlines()) if match]
-    return [Mutant(path, int(line), "", after, "", outcome) for outcome, path, line, after in matches]
+    return [Mutant(path, int(line), "", after, "", outcome) for outcome, path, line, after in matches], {}
+
+
+@dataclass
+class QuickestFirst:
+    """A pytest plugin that sorts the tests of each file. Those that nobody knows yet are the first."""
+
+    durations: Durations
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        files = list(dict.fromkeys(item.path for item in items))
+        items.sort(key=lambda item: (files.index(item.path), self.durations.get(item.nodeid, 0.0)))
 
 
 def again(mutant: Mutant) -> tuple[Mutant, str] | None:
@@ -260,7 +275,7 @@ class Instead(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type
         return self.source.encode()
 
 
-def attacked(mutant: Mutant, source: str, tests: list[str], outcome) -> None:
+def attacked(mutant: Mutant, source: str, tests: list[str], plugins: list, outcome) -> None:
     """In a process of its own: the tests against the mutant."""
     import torch
 
@@ -270,14 +285,14 @@ def attacked(mutant: Mutant, source: str, tests: list[str], outcome) -> None:
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    outcome.value = 1 + int(pytest.main([*ARGUMENTS, "-x", "-W", "ignore", *tests]) != 0)
+    outcome.value = 1 + int(pytest.main([*ARGUMENTS, "-x", "-W", "ignore", *tests], plugins=plugins) != 0)
 
 
-def judged(mutant: Mutant, source: str, tests: list[str], seconds: float) -> Mutant:
-    """The mutant with its outcome. seconds: that its tests may take."""
+def judged(mutant: Mutant, source: str, tests: list[str], seconds: float, *plugins: object) -> Mutant:
+    """The mutant with its outcome. seconds: that its tests may take. plugins: of pytest."""
     outcome, began = forking.Value("i", 0), time.monotonic()
     if tests:
-        process = forking.Process(target=attacked, args=(mutant, source, tests, outcome))
+        process = forking.Process(target=attacked, args=(mutant, source, tests, plugins, outcome))
         process.start()
         process.join(seconds)
         if process.is_alive():
@@ -292,7 +307,7 @@ def judged(mutant: Mutant, source: str, tests: list[str], seconds: float) -> Mut
     return mutant
 
 
-def judge_new(args: argparse.Namespace) -> list[Mutant]:
+def judge_new(args: argparse.Namespace) -> tuple[list[Mutant], Durations]:
     """Mutants drawn by chance, each against the tests that reach its line."""
     lines, durations = in_child(reached, args.of)
     import scipy.interpolate  # noqa: F401  (here, so that every child has it)
@@ -310,13 +325,15 @@ def judge_new(args: argparse.Namespace) -> list[Mutant]:
         return judged(mutant, source, ordered, args.seconds)
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        return list(pool.map(judge, chosen(args.count, args.seed, args.of)))
+        return list(pool.map(judge, chosen(args.count, args.seed, args.of))), durations
 
 
-def judge_again(args: argparse.Namespace) -> list[Mutant]:
+def judge_again(args: argparse.Namespace) -> tuple[list[Mutant], Durations]:
     """The mutants of a report; those that were caught as they stand there."""
     import scipy.interpolate  # noqa: F401
     import torch  # noqa: F401
+
+    known, durations = reported(args.again)
 
     def judge(mutant: Mutant) -> Mutant:
         if mutant.outcome == "caught":
@@ -324,10 +341,10 @@ def judge_again(args: argparse.Namespace) -> list[Mutant]:
         pair = again(mutant)
         if pair is None:
             return replace(mutant, outcome="no such line any more")
-        return judged(*pair, nearest_tests(mutant), args.seconds)
+        return judged(*pair, nearest_tests(mutant), args.seconds, QuickestFirst(durations))
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        return list(pool.map(judge, reported(args.again)))
+        return list(pool.map(judge, known)), durations
 
 
 def main() -> None:
@@ -340,10 +357,11 @@ def main() -> None:
     parser.add_argument("--again", type=Path, metavar="FILE", help="only what this report, or printed run, left over")
     parser.add_argument("--report", type=Path, help="where the outcomes are written as JSON")
     args = parser.parse_args()
-    found = judge_again(args) if args.again else judge_new(args)
+    found, durations = judge_again(args) if args.again else judge_new(args)
     told(found)
     if args.report:
-        args.report.write_text(json.dumps([asdict(mutant) for mutant in found], indent=1))
+        report = {"mutants": [asdict(mutant) for mutant in found], "durations": durations}
+        args.report.write_text(json.dumps(report, indent=1))
 
 
 def told(found: list[Mutant]) -> None:

@@ -206,6 +206,10 @@ def test_a_schedule_that_cannot_be_expanded(sigmas, words):
         (Interval(3, 1, 0.1, 0.5, "snr"), ["'snr'", "noise_to_signal, sigma, step"]),
         (Interval(3, 1, 12, 13, "step"), ["after 12 back 13", "whole numbers", "sigma_max <= sigma_min"]),
         (Interval(3, 1, 12, 2.5, "step"), ["after 12 back 2.5", "whole numbers"]),
+        (Interval(3, 1, 12, 2.7, "step"), ["after 12 back 2.7", "whole numbers"]),
+        (Interval(3, 1, 12.3, 2, "step"), ["after 12.3 back 2", "whole numbers"]),
+        (Interval(3, 1, 11.7, 2, "step"), ["after 11.7 back 2", "whole numbers"]),
+        (Interval(3, 1, 0.1, 0.1), ["0.1 to 0.1", "larger"]),
         (Interval(3, 1, 12, 0, "step"), ["after 12 back 0"]),
     ],
 )
