@@ -99,9 +99,11 @@ def test_what_is_no_number_of_calls(budget):
 
 
 def test_errors_by_numbers_of_calls_and_by_names():
-    for entry in ([0.0], [0.1, 5], [math.nan], [math.inf]):
+    right: list[Any] = [[0.0], [0.1, 5], [math.nan], [math.inf]]
+    wrong: list[Any] = [[], 0.1, [None], ["0.1"], [True], [0.1, "0.1"], {}]
+    for entry in right:
         assert holds("schedule", "errors", {"8": entry}) and holds("schedule", "compared", {"beta": entry})
-    for entry in ([], 0.1, [None], ["0.1"], [True], [0.1, "0.1"], {}):
+    for entry in wrong:
         assert not holds("schedule", "errors", {"8": entry}) and not holds("schedule", "compared", {"beta": entry})
     assert not holds("schedule", "errors", [0.1]) and not holds("schedule", "compared", [0.1])
     assert holds("schedule", "errors", {}) and not holds("schedule", "compared", {})
@@ -121,7 +123,8 @@ def test_other_facts_are_nested_six_deep_at_most():
     assert holds("spread", "other", DEEPEST) and not holds("spread", "other", [DEEPEST])
     assert holds("spread", "other", {"a": DEEPEST[0]}) and not holds("spread", "other", {"a": 1, "b": DEEPEST})
     assert not holds("spread", "other", [1, DEEPEST, 1])
-    assert all(holds("spread", "other", value) for value in (None, "x", 10**40, math.nan, [], {}))
+    shallow: tuple[Any, ...] = (None, "x", 10**40, math.nan, [], {})
+    assert all(holds("spread", "other", value) for value in shallow)
 
 
 @pytest.mark.parametrize("kind", KINDS)
