@@ -2,28 +2,35 @@
 
     python3 run.py python -m pip install cosmic-ray==8.7.0 coverage==7.17.5
     python3 run.py python tests/mutants.py [--count 200] [--seed 0] [--jobs 2] [--of FOLDER ...] [--report FILE.json]
+    python3 run.py python tests/mutants.py --again FILE.json [--seconds 600]
 
 A mutant is one change by one of cosmic-ray's operators (a number, a comparison, an operator, a decorator ...). Against
-it run the tests that reach its line, the quickest first, until one fails or the seconds are used up; then it counts as
-survived. Changes of annotations alone are none. Survivors are printed with their place, to be read.
+it run the tests that reach its line, those of its module's own file and then the quickest first, until one fails or
+the seconds are used up; then it counts as survived. Changes of annotations alone are none. Survivors are printed with
+their place, to be read.
+
+--again takes up those that a report, or what a run printed, does not call caught. They are found by the text of their
+line, so the code around them may have changed. It does not look which tests reach what: all run, the nearest first.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import importlib.abc
 import importlib.machinery
 import json
 import multiprocessing
 import os
 import random
+import re
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -32,7 +39,8 @@ import pytest
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 FOLDERS = ("samplers", "schedulers")
 ARGUMENTS = ["-c", str(ROOT / "tests" / "pytest.ini"), "-q", "--no-header", "--tb=no"]
-SECONDS = 120  # of tests for one mutant
+SECONDS = 120  # of tests for one mutant, unless told otherwise
+PRINTED = re.compile(r"(caught|survived|survived \d+ s|no test reaches it) +(\S+):(\d+) [\d.]+ s  (.*)")
 forking = multiprocessing.get_context("fork")  # torch is imported once
 
 
@@ -171,6 +179,82 @@ def chosen(count: int, seed: int, folders: list[str]) -> list[tuple[Mutant, str]
     return list(islice(filter(None, map(mutant_at, places)), count))
 
 
+# ---------------------------------------------------------------------------------------------------------
+# Mutants of an earlier run
+
+
+Durations = dict[str, float]  # seconds, by test
+
+
+def reported(report: Path) -> tuple[list[Mutant], Durations]:
+    """The mutants of a report, or of what a run printed: that says neither what a line was nor how long tests took."""
+    text = report.read_text(encoding="utf-8")
+    if report.suffix == ".json":
+        told = json.loads(text)
+        return [Mutant(**mutant) for mutant in told["mutants"]], told["durations"]
+    matches = [match.groups() for match in map(PRINTED.fullmatch, text.splitlines()) if match]
+    return [Mutant(path, int(line), "", after, "", outcome) for outcome, path, line, after in matches], {}
+
+
+@dataclass(eq=False)  # pytest wants it hashable
+class QuickestFirst:
+    """A pytest plugin that sorts the tests of each file. Those that nobody knows yet are the first."""
+
+    durations: Durations
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        files = list(dict.fromkeys(item.path for item in items))
+        items.sort(key=lambda item: (files.index(item.path), self.durations.get(item.nodeid, 0.0)))
+
+
+def again(mutant: Mutant) -> tuple[Mutant, str] | None:
+    """The mutant where the code has its line today, and its source; None where there is no such line any more."""
+    lines = (ROOT / mutant.path).read_text(encoding="utf-8").splitlines(keepends=True)
+    before = mutant.before or closest(mutant.after, lines)
+    places = [i for i, line in enumerate(lines) if line.strip() == before]
+    if not places:
+        return None
+    i = min(places, key=lambda place: abs(place + 1 - mutant.line))
+    without = mutant.before and lines[i + 1 : i + 2] and lines[i + 1].strip() == mutant.after  # a decorator
+    lines[i] = "" if without else lines[i].replace(before, mutant.after)
+    source = "".join(lines)
+    return (replace(mutant, line=i + 1, before=before), source) if runs(source) else None
+
+
+def closest(after: str, lines: list[str]) -> str:
+    """Of the lines the one most like it."""
+    found = difflib.get_close_matches(after, [line.strip() for line in lines], 1)
+    return found[0] if found else after
+
+
+def nearest_tests(mutant: Mutant) -> list[str]:
+    """All files of tests: the module's own, those that name it, those of its folder, the others; the shortest first."""
+    stem = re.compile(rf"\b{Path(mutant.path).stem}\b")
+
+    def distance(file: Path) -> tuple:
+        test, text = str(file.relative_to(ROOT / "tests")), file.read_text(encoding="utf-8")
+        away = Path(test).parent != home(mutant)
+        return not is_own(mutant, test), not stem.search(text), away, len(text), test
+
+    files = [path for name in FOLDERS for path in (ROOT / "tests" / name).rglob("test_*.py")]
+    return [str(file.relative_to(ROOT / "tests")) for file in sorted(files, key=distance)]
+
+
+def home(mutant: Mutant) -> Path:
+    """The folder of its tests, below tests/."""
+    return Path(mutant.path).parent
+
+
+def is_own(mutant: Mutant, test: str) -> bool:
+    """Whether a test, or a file of tests, bears the module's name."""
+    file = Path(test.split("::")[0])
+    return file.parent == home(mutant) and file.stem.removeprefix("test_") == Path(mutant.path).stem
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Judging
+
+
 class Instead(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
     """Imports one module of the pack from another source."""
 
@@ -191,7 +275,7 @@ class Instead(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type
         return self.source.encode()
 
 
-def attacked(mutant: Mutant, source: str, tests: list[str], outcome) -> None:
+def attacked(mutant: Mutant, source: str, tests: list[str], plugins: list, outcome) -> None:
     """In a process of its own: the tests against the mutant."""
     import torch
 
@@ -201,26 +285,76 @@ def attacked(mutant: Mutant, source: str, tests: list[str], outcome) -> None:
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    outcome.value = 1 + int(pytest.main([*ARGUMENTS, "-x", "-W", "ignore", *tests]) != 0)
+    outcome.value = 1 + int(pytest.main([*ARGUMENTS, "-x", "-W", "ignore", *tests], plugins=plugins) != 0)
 
 
-def judged(mutant: Mutant, source: str, tests: list[str]) -> Mutant:
-    """The mutant with its outcome."""
+def judged(mutant: Mutant, source: str, tests: list[str], seconds: float, *plugins: object) -> Mutant:
+    """The mutant with its outcome. seconds: that its tests may take. plugins: of pytest."""
     outcome, began = forking.Value("i", 0), time.monotonic()
     if tests:
-        process = forking.Process(target=attacked, args=(mutant, source, tests, outcome))
+        process = forking.Process(target=attacked, args=(mutant, source, tests, plugins, outcome))
         process.start()
-        process.join(SECONDS)
+        process.join(seconds)
         if process.is_alive():
             process.kill()
             process.join()
             outcome.value = outcome.value or 3
         elif outcome.value == 0:
             outcome.value = 2  # the process died
-    names = ("no test reaches it", "survived", "caught", f"survived {SECONDS} s")
+    names = ("no test reaches it", "survived", "caught", f"survived {seconds:g} s")
     mutant.outcome, mutant.seconds = names[outcome.value], round(time.monotonic() - began, 1)
     print(f"{mutant.outcome:10} {mutant.path}:{mutant.line} {mutant.seconds} s  {mutant.after}", flush=True)
     return mutant
+
+
+def judge_new(args: argparse.Namespace) -> tuple[list[Mutant], Durations]:
+    """Mutants drawn by chance, each against the tests that reach its line."""
+    lines, durations = in_child(reached, args.of)
+    import scipy.interpolate  # noqa: F401  (here, so that every child has it)
+    import torch  # noqa: F401
+
+    def judge(pair: tuple[Mutant, str]) -> Mutant:
+        mutant, source = pair
+        own = lines.get(str(ROOT / mutant.path), {})
+        tests = set(own.get(mutant.line, [])) & set(durations)
+        if not tests:  # a line that runs when the file is imported
+            tests = {test for reaching in own.values() for test in reaching} & set(durations)
+        if not tests:  # a file of constants
+            tests = {test for test in durations if test.startswith(str(home(mutant)))}
+        ordered = sorted(tests, key=lambda test: (not is_own(mutant, test), durations[test]))
+        return judged(mutant, source, ordered, args.seconds)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return list(pool.map(judge, chosen(args.count, args.seed, args.of))), durations
+
+
+def judge_again(args: argparse.Namespace) -> tuple[list[Mutant], Durations]:
+    """The mutants of a report; those that were caught as they stand there."""
+    import scipy.interpolate  # noqa: F401
+    import torch  # noqa: F401
+
+    known, durations = reported(args.again)
+    plugin = QuickestFirst(durations)
+    check_that_tests_pass(plugin)
+
+    def judge(mutant: Mutant) -> Mutant:
+        if mutant.outcome == "caught":
+            return mutant
+        pair = again(mutant)
+        if pair is None:
+            return replace(mutant, outcome="no such line any more")
+        return judged(*pair, nearest_tests(mutant), args.seconds, plugin)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return list(pool.map(judge, known)), durations
+
+
+def check_that_tests_pass(plugin: QuickestFirst) -> None:
+    """A few of them, against the code as it is: where nothing runs at all, every mutant would seem to be caught."""
+    source = (ROOT / "samplers" / "sigmas.py").read_text(encoding="utf-8")
+    none = judged(Mutant("samplers/sigmas.py", 0, "", "as it is", ""), source, ["samplers/test_sigmas.py"], 600, plugin)
+    if none.outcome != "survived":
+        raise SystemExit("The tests fail as they are; mend them first.")
 
 
 def main() -> None:
@@ -228,28 +362,16 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="that the tests of one mutant may take")
     parser.add_argument("--of", nargs="+", default=list(FOLDERS), help="only these, with the tests of the same folders")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="only what this report, or printed run, left over")
     parser.add_argument("--report", type=Path, help="where the outcomes are written as JSON")
     args = parser.parse_args()
-    lines, seconds = in_child(reached, args.of)
-    import scipy.interpolate  # noqa: F401  (here, so that every child has it)
-    import torch  # noqa: F401
-
-    def judge(pair: tuple[Mutant, str]) -> Mutant:
-        mutant, source = pair
-        own = lines.get(str(ROOT / mutant.path), {})
-        tests = set(own.get(mutant.line, [])) & set(seconds)
-        if not tests:  # a line that runs when the file is imported
-            tests = {test for reaching in own.values() for test in reaching} & set(seconds)
-        if not tests:  # a file of constants
-            tests = {test for test in seconds if test.startswith(str(Path(mutant.path).parent))}
-        return judged(mutant, source, sorted(tests, key=lambda test: seconds[test]))
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        found = list(pool.map(judge, chosen(args.count, args.seed, args.of)))
+    found, durations = judge_again(args) if args.again else judge_new(args)
     told(found)
     if args.report:
-        args.report.write_text(json.dumps([asdict(mutant) for mutant in found], indent=1))
+        report = {"mutants": [asdict(mutant) for mutant in found], "durations": durations}
+        args.report.write_text(json.dumps(report, indent=1))
 
 
 def told(found: list[Mutant]) -> None:

@@ -36,7 +36,7 @@ def full_mixture(mixture: Mixture) -> FullMixture:
     """The same law with its covariance s^2 I written out; covs (B, 1, *1, C, C)."""
     channels = mixture.means.shape[2]
     eye = torch.eye(channels, dtype=mixture.means.dtype, device=mixture.means.device)
-    covs = mixture.var.movedim(1, -1)[:, None, ..., None] * eye
+    covs = mixture.var[:, None, ..., None] * eye
     return FullMixture(mixture.means.movedim(2, -1), mixture.logweights.squeeze(2), covs)
 
 

@@ -127,6 +127,14 @@ def test_the_prior_lies_between_nothing_and_all():
     assert values[3] < 0.75 / math.sqrt(2)
 
 
+def test_the_prior_is_that_of_a_spectrum_like_pictures():
+    """Two columns: power 1 and 1/2, of mean 1. Rows count as columns do."""
+    expected = math.sqrt(sum(p * 0.25 / (p + 0.25) for p in (4 / 3, 2 / 3)) / 2)
+    assert prior(0.5, (4, 1, 2)) == pytest.approx(expected, rel=1e-12)
+    for ratio in (0.1, 1.0):
+        assert prior(ratio, (4, 6, 9)) == pytest.approx(prior(ratio, (4, 9, 6)), rel=1e-12)
+
+
 def test_a_spread_is_a_file(tmp_path):
     spread, path = gaussian_spread(), tmp_path / "mine.safetensors"
     spread.calibration().save(path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fewstep.samplers.dpm_solver_v3 import Statistics, coefficients, step_coefficients
-from fewstep.samplers.dpm_solver_v3.coefficients import STAND_IN
+from fewstep.samplers.dpm_solver_v3.coefficients import STAND_IN, NoFiniteStep
 from scipy.integrate import solve_ivp
 
 INF = math.inf
@@ -262,6 +262,18 @@ def test_features_do_not_mix_and_are_worked_on_in_parts(monkeypatch):
 def test_a_step_to_nowhere_is_refused(nodes, lam_to):
     with pytest.raises(ValueError, match="different nodes and another, finite lambda"):
         step_coefficients(Statistics.data_prediction(), nodes, lam_to)
+
+
+def test_coefficients_are_such_that_float32_can_square_them():
+    """In noise prediction y grows by e^-h where the step runs backwards: 1.8e19 is the limit."""
+    largest = math.sqrt(torch.finfo(torch.float32).max)
+    for factor in (0.99, 1.01):
+        step = ([math.log(largest * factor)], 0.0)
+        if factor < 1:
+            assert step_coefficients(Statistics.data_prediction(), *step).a == pytest.approx(largest * factor)
+        else:
+            with pytest.raises(NoFiniteStep):
+                step_coefficients(Statistics.data_prediction(), *step)
 
 
 def test_statistics_without_a_finite_answer_are_refused_in_words():

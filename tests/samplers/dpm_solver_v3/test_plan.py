@@ -9,7 +9,7 @@ import pytest
 import torch
 from fewstep.samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics, make_plan, step_coefficients
 from fewstep.samplers.dpm_solver_v3.plan import CORRECTOR_SPLIT, CORRECTORS
-from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
+from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING, NoiseLaw
 from torch import Tensor
 
 DATA = Statistics.data_prediction()
@@ -102,6 +102,33 @@ def test_the_rows_of_a_step_are_its_coefficients_in_the_scale_of_the_latents():
     corrected = step_coefficients(statistics, [lams[1], lams[2], lams[0]][:2], lams[2])
     torch.testing.assert_close(step.corrector.weights, corrected.weights[:1] * 0.6)
     torch.testing.assert_close(plan(sigmas, statistics, FLOW, order=2).steps[2].r_in_x, corrected.weights[1] * 0.6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("top", [0.9, 1.0])
+@pytest.mark.parametrize("end", ["tiny", "denoised", "above_zero", "backwards"])
+def test_the_average_of_a_step_carries_d_and_the_noise_of_a_straight_way(end, top, scale):
+    """x = alpha D + sigma eps with the same D and eps: kept x + gain D is the next x, and at sigma 0 that is y."""
+    for law in (NoiseLaw(True, scale), NoiseLaw(False, scale)):
+        sigmas = [top, 0.7, 0.4, 0.1] + ([] if end in ("above_zero", "backwards") else [0.0])
+        sigmas = sigmas[::-1] if end == "backwards" else sigmas
+        last_step = "denoised" if end == "denoised" else "full_order"
+        steps = plan(torch.tensor(sigmas, dtype=torch.float64), table(), law, last_step=last_step).steps
+        for step, (sigma, sigma_next) in zip(steps, itertools.pairwise(sigmas), strict=True):
+            d, eps, average = 3.0, 5.0, step.average
+            noise_left = 0.02 if end == "tiny" and sigma_next == 0 else law.deviation(sigma_next)
+            there = average.kept * (law.alpha(sigma) * d + law.deviation(sigma) * eps) + average.gain * d
+            assert there == pytest.approx(law.alpha(sigma_next) * d + noise_left * eps, rel=1e-12)
+
+
+@pytest.mark.parametrize("pseudo_corrector", [False, True])
+def test_the_average_knows_the_highest_noise_that_the_step_looks_at(pseudo_corrector):
+    """The nodes of its predictor, and of the corrector that comes before it."""
+    for sigmas, order in itertools.product((DOWN, DOWN.flip(0), DOWN_TO_0), (1, 2, 3)):
+        steps = plan(sigmas, order=order, pseudo_corrector=pseudo_corrector).steps
+        for k, step in enumerate(steps):
+            back = order - 1 + pseudo_corrector
+            assert step.average.ratio == max(sigmas[max(k - back, 0) : k + 2].tolist())
 
 
 def test_a_plan_does_not_depend_on_the_dtype_of_the_sigmas():
@@ -198,6 +225,8 @@ def test_where_the_last_node_is_tiny_already_it_ends_with_d():
         ([2.0, math.nan, 0.0], "Number 2 of the 3 sigmas is nan"),
         ([0.0, 1.0, 2.0], "rise from 0.*Flip Sigmas"),
         ([0.5, 1.0, 0.7], "step 2 goes from 1 to 0.7"),
+        ([1.0, 0.5, 1.0], "step 2 goes from 0.5 to 1"),
+        ([0.0, 1.0, 0.0], "step 1 goes from 0 to 1"),
     ],
 )
 def test_a_schedule_that_does_not_fall_is_refused_in_words(sigmas, words):

@@ -42,6 +42,16 @@ def test_one_call_at_every_node_and_none_at_the_end():
     assert recording.sigmas == sigmas[:-1].tolist()
 
 
+def test_one_step_is_a_step_and_none_is_none():
+    x, recording = 10 * noise(1, 2, 8, 8), Recording(GuidedMixture(MIXTURE, VARIANCE_EXPLODING))
+    for sigmas in ([], [10.0]):
+        assert torch.equal(solve(VARIANCE_EXPLODING, x, torch.tensor(sigmas), denoise=recording), x)
+    assert recording.calls == 0
+    end = solve(VARIANCE_EXPLODING, x, torch.tensor([10.0, 0.0]), denoise=recording, last_step="denoised")
+    torch.testing.assert_close(end, GuidedMixture(MIXTURE, VARIANCE_EXPLODING)(x, 10.0))
+    assert recording.calls == 1
+
+
 def test_every_step_is_told_with_what_the_model_saw_and_said():
     seen, told = [], []
 

@@ -99,6 +99,24 @@ def test_levels_without_a_probe_lie_between_their_neighbours():
     torch.testing.assert_close(found.flatten(), torch.tensor([1.0, 0.5, 0.5 * (1 - 1 / 3), 0.0]).double())
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_lines_are_held_beyond_the_ends(count):
+    lam = torch.arange(count).double()
+    found = interpolate(lam, 1 + lam[:, None] ** 2, torch.tensor([-3.0, -0.1, 0.0, count - 1, count + 4]).double())
+    last = 1.0 + (count - 1) ** 2
+    assert found.flatten().tolist() == [1.0, 1.0, 1.0, last, last]
+
+
+def test_the_largest_answer_is_a_mean_square(golden):
+    """Of D, at the level and in the coordinate where it is largest; a level that was not reached counts as 0."""
+    sums, level = measured(golden), 3
+    y = golden.tensor("x0") + torch.exp(-golden.tensor("lambda_grid")[level]) * golden.tensor("z2")[level]
+    one = golden.denoise(y, torch.exp(-golden.tensor("lambda_grid")[level])).square().mean(0).max()
+    for tensor in (sums.count, sums.second):
+        tensor[torch.arange(len(tensor)) != level] = 0
+    assert sums.largest_answer() == pytest.approx(one.item(), rel=1e-12)
+
+
 def test_behind_the_table_l_fades_and_s_becomes_that_of_an_exact_score(golden):
     table = measured(golden).statistics(ridge=1e-6)
     longer = continued(table)

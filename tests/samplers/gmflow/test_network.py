@@ -1,6 +1,7 @@
 """GM-DiT and the spectrum network: what they give, which checkpoints they take, and what they say of others."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,6 +173,34 @@ def test_an_item_does_not_depend_on_its_batch():
     network, (x, t, labels) = tiny_gmdit(), inputs()
     alone = network.velocity(x[1:2], t[1:2], labels[1:2])
     torch.testing.assert_close(network.velocity(x, t, labels)[1:2], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_every_label_and_none_has_a_row(classes):
+    network = small(num_embeds_ada_norm=classes)
+    labels = torch.arange(classes + 1)
+    x, t = normal((1, 4, 8, 8), 0, torch.float32), torch.tensor([0.5])
+    answers = network.velocity(x.expand(len(labels), -1, -1, -1), t.expand(len(labels)), labels)
+    assert answers.flatten(1).unique(dim=0).shape[0] == classes + 1
+    with pytest.raises(ValueError, match="out of range"):
+        network.velocity(x, t, torch.tensor([classes + 1]))
+
+
+def test_a_config_of_a_larger_network_than_its_checkpoint_is_told():
+    """Before anything of that size is made; no number of a real one is above the longest side of its tensors."""
+    made = small()
+    config, state = made.config, made.state_dict()
+    longest = max(n for value in state.values() for n in value.shape)
+    one_more = {name: getattr(config, name) + 1 for name in ("num_layers", "gm_num_logstd_layers")}
+    sides = ("num_gaussians", "logstd_inner_dim", "in_channels", "patch_size", "num_embeds_ada_norm")
+    as_large = [{}, {"num_attention_heads": 1, "attention_head_dim": longest}, {"sample_size": 4096}]
+    too_large = [{name: n} for name, n in one_more.items()]
+    too_large += [{"num_attention_heads": longest + 1, "attention_head_dim": 1}, {"sample_size": 4097}]
+    for changes in as_large + [{name: longest} for name in sides]:
+        replace(config, **changes).check_size(state)
+    for changes in too_large + [{name: longest + 1} for name in sides]:
+        with pytest.raises(ValueError, match="is of a larger one"):
+            replace(config, **changes).check_size(state)
 
 
 @pytest.mark.parametrize("label", [-1, 11])

@@ -269,6 +269,16 @@ def test_a_model_that_fails_is_told_at_once(fails):
         GMFlow()(broken, normal((1, 2, 1, 1), 0), sigmas(2))
 
 
+def test_which_call_failed_is_told():
+    def broken(x: Tensor, sigma: float) -> Prediction:
+        prediction = three_peaks()(x, sigma)
+        prediction.mixture.means[sigma < 0.7] = torch.nan
+        return prediction
+
+    with pytest.raises(ValueError, match="at sigma 0.5, step 3 of 4"):
+        GMFlow()(broken, normal((1, 2, 1, 1), 0), sigmas(4))
+
+
 @pytest.mark.parametrize("mode", ["ode", "sde"])
 @pytest.mark.parametrize(
     "nodes, same", [([0.5, 1e-38], [0.5, 0.0]), ([1.0000001, 0.5, 0.0], [1.0, 0.5, 0.0]), ([1, 1, 0.5, 0], [1, 0.5, 0])]

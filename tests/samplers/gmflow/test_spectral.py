@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from fewstep.samplers.gmflow.mixture import Mixture, log_prob, moments
+from fewstep.samplers.gmflow.mixture import Gaussian, Mixture, log_prob, moments
 from fewstep.samplers.gmflow.solver import GMFlow
 from fewstep.samplers.gmflow.spectral import (
     SpectralDraw,
@@ -13,6 +13,7 @@ from fewstep.samplers.gmflow.spectral import (
     from_gaussian,
     hartley,
     principal_axes,
+    statistics,
     to_gaussian,
 )
 from support.gmflow import Exact, Guided, item, normal, random_mixture, tiny_gmdit, tiny_spectrum
@@ -101,6 +102,14 @@ def test_a_draw_does_not_depend_on_its_batch():
     draw = SpectralDraw(tiny_spectrum())
     alone = draw(item(gm, 1), lambda: white[1:])
     torch.testing.assert_close(draw(gm, lambda: white)[1:], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("pixels, across", [(1, 0.0), (2, 2.0), (3, 4.0)])
+def test_a_spectrum_depends_on_the_variances_within_and_between_pixels(pixels, across):
+    """Of 0, 2, 4: the unbiased one, and none where there is one pixel only."""
+    mean = torch.stack([2 * torch.arange(pixels), torch.zeros(pixels)]).view(1, 2, 1, pixels).double()
+    found = statistics(Gaussian(mean, torch.tensor([0.3]).double().view(1, 1, 1, 1)))
+    assert found.tolist() == [[pytest.approx(0.3), pytest.approx(across / 2)]]
 
 
 def test_a_single_pixel_has_a_draw():

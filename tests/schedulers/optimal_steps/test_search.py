@@ -23,6 +23,9 @@ from fewstep.schedulers.optimal_steps import (
     polish,
     search,
 )
+from fewstep.schedulers.optimal_steps.polish import trials
+from fewstep.schedulers.optimal_steps.search import Promise
+from fewstep.schedulers.optimal_steps.students import State
 from support.mixture import GuidedMixture, converged, picture_like
 from support.recording import Recording
 
@@ -156,6 +159,23 @@ def test_many_steps_go_on_from_one_state():
             assert torch.equal(x, task.student.reach(state, sigma))
 
 
+@pytest.mark.parametrize(
+    "sigmas, node, stride, tried",
+    [
+        ((8.0, 2.0, 0.0), 1, 1, [(8.0, 4.0, 0.0), (8.0, 1.0, 0.0)]),
+        ((8.0, 2.0, 0.0), 1, 2, []),
+        ((8.0, 2.0, 0.0), 0, 1, [(4.0, 2.0, 0.0)]),
+        ((8.0, 2.0, 0.0), 2, 1, [(8.0, 2.0, 1.0)]),
+        ((8.0, 3.0, 0.0), 1, 1, [(8.0, 4.0, 0.0), (8.0, 1.0, 0.0)]),
+        ((4.0, 2.0, 1.0), 0, 1, [(8.0, 2.0, 1.0)]),
+        ((4.0, 2.0, 1.0), 2, 1, [(4.0, 2.0, 0.0)]),
+        ((8.0, 4.0, 0.0), 1, 2, [(8.0, 1.0, 0.0)]),
+    ],
+)
+def test_a_node_is_tried_a_stride_up_and_down_between_its_neighbours(sigmas, node, stride, tried):
+    assert list(trials(sigmas, node, [8.0, 4.0, 2.0, 1.0, 0.0], stride)) == tried
+
+
 def test_polishing_calls_no_more_than_it_said():
     for free in (False, True):
         task = problem(2, FLOW, Euler(), nodes=30, free=free)
@@ -191,6 +211,31 @@ def test_the_answer_in_x0_is_compared_where_it_is_asked_for():
     found = search(in_x0, 6, contenders=2)
     assert found != search(task, 6, contenders=2)
     assert Replay(in_x0).cost(found[6].sigmas) == pytest.approx(found[6].cost, rel=1e-7)
+
+
+@pytest.mark.parametrize("nodes", [6, 7])
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_what_a_node_promises_is_a_step_of_the_student_on_the_teachers_way(law, nodes):
+    """With the memory of the node before it: for a step to j of the one as far above i, for an end of the next."""
+    task = replace(problem(3, law, Multistep2M(), nodes), ends=(law.sigma(0.02),))
+    sigmas, states, answers = task.teacher.sigmas, task.teacher.states, task.teacher.denoised
+    hops, last = Promise(task, 3).hops()
+
+    def at(i: int, before: int) -> State:
+        if before < 0:
+            return State((sigmas[i],), states[i], (answers[i],))
+        return State((sigmas[before], sigmas[i]), states[i], (answers[i], answers[before]))
+
+    for i in range(nodes):
+        end = task.end_errors(task.student.reach(at(i, i - 1), task.ends[0]), task.ends[0])
+        assert last[i] == pytest.approx(float(task.objective.reduce(end)) ** (1 / task.objective.p))
+        for j in range(i + 1, nodes):
+            before = max(2 * i - j, 0) if i else -1
+            step = task.objective.errors(task.student.reach(at(i, before), sigmas[j]), states[j])
+            root = float(task.objective.reduce(step)) ** (1 / task.objective.p)
+            scale = math.hypot(law.alpha(sigmas[j]), law.deviation(sigmas[j]))
+            assert hops[i, j] == pytest.approx(root / scale)
+        assert hops[i, : i + 1].tolist() == [math.inf] * (i + 1)
 
 
 def test_a_tie_goes_to_the_predecessor_with_the_most_noise():

@@ -10,7 +10,15 @@ import pytest
 import torch
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING, NoiseLaw
 from fewstep.samplers.restart import solver_steps
-from fewstep.schedulers.restart.plan import Interval, RestartPlan, fewer_steps, restart_plan, rho_grid, within_budget
+from fewstep.schedulers.restart.plan import (
+    Interval,
+    RestartPlan,
+    fewer_steps,
+    resolve,
+    restart_plan,
+    rho_grid,
+    within_budget,
+)
 
 LAWS = pytest.mark.parametrize("law", [VARIANCE_EXPLODING, FLOW], ids=["ve", "flow"])
 CASES = pytest.mark.parametrize("case", range(50))
@@ -206,6 +214,10 @@ def test_a_schedule_that_cannot_be_expanded(sigmas, words):
         (Interval(3, 1, 0.1, 0.5, "snr"), ["'snr'", "noise_to_signal, sigma, step"]),
         (Interval(3, 1, 12, 13, "step"), ["after 12 back 13", "whole numbers", "sigma_max <= sigma_min"]),
         (Interval(3, 1, 12, 2.5, "step"), ["after 12 back 2.5", "whole numbers"]),
+        (Interval(3, 1, 12, 2.7, "step"), ["after 12 back 2.7", "whole numbers"]),
+        (Interval(3, 1, 12.3, 2, "step"), ["after 12.3 back 2", "whole numbers"]),
+        (Interval(3, 1, 11.7, 2, "step"), ["after 11.7 back 2", "whole numbers"]),
+        (Interval(3, 1, 0.1, 0.1), ["0.1 to 0.1", "larger"]),
         (Interval(3, 1, 12, 0, "step"), ["after 12 back 0"]),
     ],
 )
@@ -213,6 +225,15 @@ def test_an_interval_that_no_schedule_can_hold(interval, words):
     with pytest.raises(ValueError) as raised:
         restart_plan(karras(20), [interval], VARIANCE_EXPLODING)
     assert all(word in str(raised.value) for word in words)
+
+
+@pytest.mark.parametrize("law", [VARIANCE_EXPLODING, FLOW])
+def test_an_interval_reaches_up_to_the_first_sigma_and_a_rounding_above(law):
+    sigmas = [law.sigma(10.0), law.sigma(1.0), 0.0]
+    for high in (9.0, 10 * (1 - 1e-9), 10.0, 10 * (1 + 0.9e-6)):
+        assert resolve(Interval(3, 1, 1.0, high), sigmas, law).sigma_max == pytest.approx(min(high, 10.0), rel=1e-12)
+    with pytest.raises(ValueError, match="above the first sigma of the schedule .10.. Lower sigma_max, or raise"):
+        resolve(Interval(3, 1, 1.0, 10 * (1 + 1.1e-6)), sigmas, law)
 
 
 def test_an_interval_between_two_main_nodes_says_which_node_is_nearest():
