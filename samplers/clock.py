@@ -33,3 +33,25 @@ class LogisticClock:
     def ratio(self, u: Tensor) -> Tensor:
         """The noise-to-signal ratio at each u from 0 to 1."""
         return self.centre * (u / (1 - u)) ** self.width
+
+
+@dataclass(frozen=True)
+class PowerClock:
+    """u = sigma~ ^ power, without end. Even steps in it are the schedule of EDM (arXiv 2206.00364 eq. 5) at 1 / rho."""
+
+    power: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.power < float("inf"):
+            raise ValueError(f"A clock's power must be above 0; given: {self.power:g}.")
+
+    def __call__(self, ratio: Tensor) -> Tensor:
+        """u of noise-to-signal ratios."""
+        return ratio**self.power
+
+    def ratio(self, u: Tensor) -> Tensor:
+        """The noise-to-signal ratio at each u."""
+        return u ** (1 / self.power)
+
+
+Clock = LogisticClock | PowerClock

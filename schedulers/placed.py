@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..samplers.clock import LogisticClock
+from ..samplers.clock import Clock, LogisticClock
 from ..samplers.noise_law import NoiseLaw
 
 
@@ -14,7 +14,7 @@ def share(clock: LogisticClock, law: NoiseLaw, first: float, last: float) -> flo
     return begin - end
 
 
-def placed(clock: LogisticClock, law: NoiseLaw, first: float, last: float, steps: int) -> tuple[float, ...]:
+def placed(clock: Clock, law: NoiseLaw, first: float, last: float, steps: int) -> tuple[float, ...]:
     """steps + 1 falling sigmas, of equal steps on the clock; `first` and `last` are kept as they are.
 
     Raises ValueError where they do not fall.

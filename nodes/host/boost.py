@@ -24,8 +24,7 @@ from ...samplers.noise_law import NoiseLaw
 from ...samplers.sigmas import checked_sigmas
 from ...schedulers.optimal_steps.curve import Curve
 from ...schedulers.optimal_steps.schedules import Schedules
-from ...schedulers.placed import share
-from ...schedulers.recipe import recipe
+from ...schedulers.recipe import recipe_between
 from .deis import deis_sampler
 from .dpm_solver_v3 import Choice, dpm_solver_v3_sampler
 from .guiders import identify_guided
@@ -39,7 +38,6 @@ PACK = __name__.partition(".nodes.")[0]
 OUTER = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
 MOST_SHOWN = 24  # sigmas of a run, on the node
 SAME_PLACE = 0.6  # of a schedule's first flow time to the run's; below it, the schedule is of another kind of noise
-SMALLEST_PART = 0.05  # of the way, for which a recipe is looked up
 FEW = 8  # calls at cfg 1 up to which a model is often distilled
 DISTILLED = (
     "At cfg 1 and so few steps: where this is a distilled model (Turbo, Lightning, LCM), its steps were trained in; "
@@ -284,9 +282,7 @@ def by_recipe(run: Run, report: Report | None) -> Instead:
     if why := why_theirs(run.sampler):
         raise ValueError(why)
     first, last = run.sigmas[0], run.sigmas[-1]
-    shift = shift_of(run.sampling, run.law)
-    part = share(recipe(run.calls, shift).places, run.law, first, last)
-    own = recipe(run.calls / max(part, SMALLEST_PART), shift)
+    own = recipe_between(run.law, first, last, run.calls, shift_of(run.sampling, run.law))
     sampler = deis_sampler(own.answers, own.order, own.corrector, own.ends_denoised, report)
     sampler.inpaint_options = run.sampler.inpaint_options
     remarks = (DISTILLED,) if run.cfg == 1 and run.calls <= FEW else ()

@@ -6,7 +6,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...samplers.clock import LogisticClock
+from ...samplers.clock import Clock
 from ...samplers.deis import DEIS
 from ...samplers.sigmas import checked_sigmas, without_repeats
 from .noise_law import noise_law
@@ -23,7 +23,7 @@ def sample_deis_clock(
     callback=None,
     disable=None,
     *,
-    clock: LogisticClock,
+    clock: Clock,
     order: int = 2,
     corrector: bool = True,
     ends_denoised: bool = False,
@@ -40,7 +40,7 @@ def sample_deis_clock(
 
 
 def deis_sampler(
-    clock: LogisticClock, order: int, corrector: bool, ends_denoised: bool, report: Report | None = None
+    clock: Clock, order: int, corrector: bool, ends_denoised: bool, report: Report | None = None
 ) -> comfy.samplers.KSAMPLER:
     options = {"clock": clock, "order": order, "corrector": corrector, "ends_denoised": ends_denoised, "report": report}
     return comfy.samplers.KSAMPLER(sample_deis_clock, options)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from fewstep.samplers.clock import LogisticClock
+from fewstep.samplers.clock import LogisticClock, PowerClock
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING, NoiseLaw
 from fewstep.schedulers.placed import placed, share
 from hypothesis import given
@@ -64,3 +64,15 @@ def test_what_is_no_schedule_is_refused(first, last, steps):
 def test_a_clock_that_does_not_go_is_refused(centre, width):
     with pytest.raises(ValueError, match="above 0"):
         LogisticClock(centre, width)
+
+
+def test_the_power_clock_its_inverse_and_its_steps():
+    clock, ratios = PowerClock(0.5), torch.tensor([0.0, 0.25, 4.0, 9.0], dtype=torch.float64)
+    assert clock(ratios).tolist() == [0.0, 0.5, 2.0, 3.0] and torch.equal(clock.ratio(clock(ratios)), ratios)
+    assert placed(clock, VARIANCE_EXPLODING, 9.0, 0.0, 3) == pytest.approx((9.0, 4.0, 1.0, 0.0))
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0, math.inf, math.nan])
+def test_a_power_that_is_none_is_refused(power):
+    with pytest.raises(ValueError, match="above 0"):
+        PowerClock(power)

@@ -10,7 +10,7 @@ import torch
 from fewstep.samplers.clock import LogisticClock
 from fewstep.samplers.deis import DEIS
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING, NoiseLaw
-from fewstep.schedulers.recipe import REST, recipe
+from fewstep.schedulers.recipe import REST, recipe, recipe_between
 from hypothesis import given
 from hypothesis import strategies as st
 from support.mixture import GuidedMixture, converged, picture_like
@@ -48,7 +48,7 @@ def error(drawn: torch.Tensor, end: torch.Tensor) -> float:
 @pytest.mark.parametrize("kind", LAWS)
 def test_it_is_far_nearer_to_the_converged_picture_than_euler(kind, cfg, calls, share):
     denoise, start, end = problem(kind, cfg)
-    ours = recipe(calls)
+    ours = recipe(calls, kind == "flow")
     solver = DEIS(LAWS[kind], ours.answers, ours.order, ours.corrector, ours.ends_denoised)
     drawn = solver(denoise, start, ours.sigmas(LAWS[kind], FIRST[kind], 0.0, calls))
     plain = DEIS(LAWS[kind], LogisticClock(1.0), order=1)(denoise, start, euler_simple(kind, calls))
@@ -65,14 +65,14 @@ def test_it_is_far_nearer_to_the_converged_picture_than_euler(kind, cfg, calls, 
 def test_its_sigmas_fall_between_the_ends_that_came_in(ratio, part, steps, shift, law: NoiseLaw):
     first, last = law.sigma(ratio), law.sigma(ratio) * part
     for calls in (steps, 3 * steps):  # a whole run, and a third of a longer one
-        sigmas = recipe(calls, shift).sigmas(law, first, last, steps)
+        sigmas = recipe(calls, law.is_flow, shift).sigmas(law, first, last, steps)
         assert (sigmas[0], sigmas[-1], len(sigmas)) == (first, last, steps + 1)
         assert all(high > low for high, low in pairwise(sigmas))
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 def test_from_ten_calls_on_the_last_one_is_the_picture(law):
-    few, many = recipe(9), recipe(10)
+    few, many = recipe(7, law.is_flow), recipe(10, law.is_flow)
     assert not few.ends_denoised and many.ends_denoised
     assert law.ratio(many.sigmas(law, 0.9, 0.0, 10)[-2]) == pytest.approx(REST)
     assert many.sigmas(law, law.sigma(REST / 2), 0.0, 10)[-2] < law.sigma(REST / 2)
@@ -80,6 +80,22 @@ def test_from_ten_calls_on_the_last_one_is_the_picture(law):
 
 
 def test_a_shift_moves_both_clocks_to_more_noise():
-    plain, shifted = recipe(8), recipe(8, 4.0)
+    plain, shifted = recipe(8, True), recipe(8, True, 4.0)
+    assert isinstance(plain.places, LogisticClock) and isinstance(plain.answers, LogisticClock)
     assert shifted.places == LogisticClock(2 * plain.places.centre, plain.places.width)
     assert shifted.answers == LogisticClock(2 * plain.answers.centre, plain.answers.width)
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_a_part_of_the_way_is_run_as_the_whole_one_of_steps_as_long(law):
+    top = 14.6 if not law.is_flow else 1.0
+    assert recipe_between(law, top, 0.0, 20) == recipe_between(law, law.sigma(1.65), 0.0, 10)
+    assert (
+        recipe_between(law, law.sigma(0.05), 0.0, 4).ends_denoised
+        and not recipe_between(law, top, 0.0, 4).ends_denoised
+    )
+
+
+def test_edms_places_are_the_host_s_karras():
+    sigmas = torch.linspace(14.6 ** (1 / 7), REST ** (1 / 7), 12, dtype=torch.float64) ** 7
+    assert recipe(12, False).sigmas(VARIANCE_EXPLODING, 14.6, 0.0, 12) == pytest.approx([*sigmas.tolist(), 0.0])
