@@ -33,7 +33,7 @@ CALLS = (4, 5, 6, 8, 10, 12, 16, 20)
 CFGS = (1.0, 2.0, 5.0, 7.5)
 NETWORKS: dict[str, Callable[[float, int], Problem]] = {
     **{f"mixture {kind}": partial(mixture_problem, kind) for kind in ("eps", "flow")},
-    **{f"demo {variant}": partial(demo_problem, variant, steps=100) for variant in ("eps", "flow")},
+    **{f"demo {variant}": partial(demo_problem, variant, steps=80) for variant in ("eps", "flow")},
 }
 
 

@@ -75,7 +75,7 @@ def test_ctrl_c_leaves_nothing_running(tmp_path):
     assert Path(lines[0].split(": ", 1)[1].strip()).exists()
     assert requests.get(url + "/system_stats", timeout=10).ok
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(60) == 0
+    assert process.wait(180) == 0  # a busy machine is slow to end
     with pytest.raises(requests.ConnectionError):
         requests.get(url + "/system_stats", timeout=10)
     assert not list(tmp_path.glob("fewstep-*"))
