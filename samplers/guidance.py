@@ -24,6 +24,7 @@ from .gmflow.guidance import LEAST_SQUARE, across, mean_square
 
 MODES = ("cap", "fixed", "soft")
 TINY = 1e-12
+LARGEST = 1e30  # beyond it is infinity in float32, and infinity times tanh(0) is no number
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ProbabilisticGuidance:
 
     def scale(self, size: Tensor, cfg: float, reach: float | Tensor) -> Tensor:
         """What d is multiplied with; size: rms(d), (B, 1, ...)."""
-        most = reach / size
+        most = (reach / size).clamp(max=LARGEST)
         if self.mode == "fixed":
             return most
         if self.mode == "cap":

@@ -149,3 +149,13 @@ def test_a_spread_is_a_file(tmp_path):
         Calibration("spread", tensors, FACTS).save(path)
         with pytest.raises(ValueError, match=words):
             load_spread(path)
+
+
+@pytest.mark.parametrize("mode", ["cap", "soft"])
+def test_a_bound_beyond_all_numbers_is_none(mode):
+    """Where both predictions agree, too, which the soft mode made NaN."""
+    conditional = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    guidance = ProbabilisticGuidance(1e30, mode, orthogonal=0.0)
+    assert torch.equal(guidance(conditional, conditional.clone(), 5.0, 1000.0), conditional)
+    plain = conditional * 0.5 + 5 * (conditional - conditional * 0.5)
+    assert (guidance(conditional, conditional * 0.5, 5.0, 1000.0) - plain).abs().max() < 1e-4
