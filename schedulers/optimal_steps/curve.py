@@ -74,14 +74,13 @@ class Curve:
 
         shift = self.shift if shift is None else shift
         times, here = self.times(), Curve((), self.law, shift)
-        begins, ends = (
-            own if sigma is None else here.time(sigma) for own, sigma in ((times[0], start), (times[-1], end))
-        )
-        number_at = PchipInterpolator(times[::-1], np.arange(len(times))[::-1])
-        first, last = number_at(np.clip([begins, ends], times[-1], times[0]))
+        begins = times[0] if start is None else here.time(start)
+        ends = times[-1] if end is None else here.time(end)
+        number = PchipInterpolator(times[::-1], np.arange(len(times))[::-1])
+        first = float(number(begins)) if begins < times[0] else 0.0
+        last = float(number(ends)) if ends > times[-1] else len(times) - 1.0
         inner = self.between()(np.linspace(first, last, steps + 1)[1:-1])
         inside = [self.sigma(float(time), shift) for time in inner]
-        outer = [
-            self.sigma(float(time), shift) if sigma is None else sigma for time, sigma in ((begins, start), (ends, end))
-        ]
-        return (outer[0], *inside, outer[1])
+        start = self.sigma(float(begins), shift) if start is None else start
+        end = self.sigma(float(ends), shift) if end is None else end
+        return (start, *inside, end)
