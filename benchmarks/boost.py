@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 from support.host import start_host
-from torch import Tensor
 from tqdm import tqdm
 
 logging.basicConfig(level=logging.ERROR)
 start_host()
 import comfy.samplers  # noqa: E402
 from fewstep.nodes.host.boost import Boost, boosted  # noqa: E402
+from fewstep.nodes.measuring.estimate import geometric_mean  # noqa: E402
 from problems import Problem, demo_problem, mixture_problem, run  # noqa: E402
 
 RIVALS = (("euler", "simple"), ("uni_pc", "simple"), ("dpmpp_2m", "karras"))
@@ -43,10 +43,6 @@ def error(problem: Problem, name: str, scheduler: str, calls: int) -> float:
     drawn, made = run(problem, comfy.samplers.sampler_object(name), sampling.sigmas)
     assert made == calls, f"{name} made {made} calls of {calls}"
     return geometric_mean((drawn - problem.end).double().square().flatten(1).mean(1))
-
-
-def geometric_mean(errors: Tensor) -> float:
-    return float(errors.nan_to_num(1e6).clamp(1e-12, 1e6).log().mean().exp())
 
 
 def rows(seeds: int) -> list[dict]:

@@ -19,6 +19,7 @@ logging.basicConfig(level=logging.ERROR)
 start_host()
 import comfy.samplers  # noqa: E402
 import problems  # noqa: E402
+from fewstep.nodes.measuring.estimate import geometric_mean  # noqa: E402
 from fewstep.nodes.measuring.search import Kept, Request, search_schedule  # noqa: E402
 from fewstep.nodes.models.demo import load_clip, load_model  # noqa: E402
 
@@ -46,7 +47,7 @@ def searched(steps: int, solver: str, count: int, trajectories: int) -> tuple[fl
 
 def error(problem: problems.Problem, solver: str, sigmas: Tensor) -> float:
     drawn, _ = problems.run(problem, comfy.samplers.sampler_object(solver), sigmas)
-    return float((drawn - problem.end).double().square().flatten(1).mean(1).clamp(1e-12).log().mean().exp())
+    return geometric_mean((drawn - problem.end).square().flatten(1).mean(1))
 
 
 def problem_of(words: list[str], seeds: int) -> problems.Problem:

@@ -16,7 +16,7 @@ class LogisticClock:
     """u = 1 / (1 + (sigma~ / centre)^(-1 / width)), from 0 without noise to 1 where everything is noise.
 
     The logistic distribution function of ln sigma~: half of the steps lie above `centre`, a noise-to-signal ratio.
-    At width 1 it is the time of a flow model of shift 1 / centre; wider ones put more steps at either end.
+    At width 1 it is the time of a flow model of shift `centre`; wider ones put more steps at either end.
     """
 
     centre: float

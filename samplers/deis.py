@@ -14,17 +14,17 @@ Differs: the last step, to sigma 0, takes x0 from the polynomial at 0, as the in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .clock import Clock
 from .contract import Denoiser, Noise, OnStep
 from .noise_law import NoiseLaw
 
-Clock = Callable[[Tensor], Tensor]  # of noise-to-signal ratios, float64
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(64)  # of the integral over ln sigma
 
 

@@ -25,12 +25,16 @@ def caches_on(model: ModelPatcher) -> list[str]:
     Told by the name of what stands around the call of the model: keys of wrappers, nodes that made the functions,
     functions in the place of the network's own. What keeps keys and values inside of the attention is none.
     """
-    options = getattr(model, "model_options", {}).get("transformer_options", {})
-    own = getattr(options.get(HOLDER), "name", None)
+    own = getattr(holder_in(getattr(model, "model_options", None)), "name", None)
     found = [name for around in things_around(model) if (name := named(*around))]
     if own and found:
         found = [own, *(name for name in found if name not in ("easycache", "lazycache"))]
     return list(dict.fromkeys(found))
+
+
+def holder_in(options: dict[str, Any] | None) -> Any:
+    """What the host's own caches keep their state in, of model options; None where there is none of them."""
+    return (options or {}).get("transformer_options", {}).get(HOLDER)
 
 
 def things_around(model: ModelPatcher) -> Iterator[tuple[str, Any]]:
@@ -71,8 +75,7 @@ def check_no_cache(model: ModelPatcher) -> None:
 
 def forgetting(noise: Noise, extra_args: dict[str, Any]) -> Noise:
     """The same noise, and at every jump the host's own caches forget: what they know is of the sigma jumped from."""
-    options = (extra_args.get("model_options") or {}).get("transformer_options", {})
-    forget = forgetter(options.get(HOLDER))
+    forget = forgetter(holder_in(extra_args.get("model_options")))
 
     def drawn(sigma_from: float, sigma_to: float):
         if sigma_to > sigma_from:
@@ -98,7 +101,7 @@ def forgetter(holder: Any) -> Callable[[], None]:
 
 def remembering_at_jumps(model: ModelPatcher) -> list[str]:
     """One sentence where there are caches that cannot be made to forget."""
-    holder = getattr(model, "model_options", {}).get("transformer_options", {}).get(HOLDER)
+    holder = holder_in(getattr(model, "model_options", None))
     left = [name for name in caches_on(model) if name != getattr(holder, "name", None)]
     if not left:
         return []

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from functools import cache, partial
 
 import numpy as np
 import pytest
-from PIL import Image
 from support.server import PREVIEW, Cancelled
 
-from .test_demo_server import custom_graph, graph, node
+from .test_demo_server import custom_graph, decoded, graph, node
 
 SEEDS = 16
 SOURCE = "41"  # of the picture that is painted over, which stays the same
@@ -32,7 +30,7 @@ def boosted(prompt: dict, **linked) -> dict:
 def pictures(server, prompt: dict, *watchers) -> np.ndarray:
     """(N, H, W, 3) in [0, 1]."""
     shown = server.pictures(server.run(prompt, *watchers))
-    return np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), np.float64) / 255 for png in shown])
+    return np.stack([decoded(png) for png in shown])
 
 
 def followed(server, prompt: dict) -> tuple[np.ndarray, list[tuple[int, int]], int, str]:
@@ -45,8 +43,7 @@ def followed(server, prompt: dict) -> tuple[np.ndarray, list[tuple[int, int]], i
         lambda kind, payload: previews.append(1) if kind == PREVIEW else None,
     )
     (png, *_) = server.pictures(history)
-    picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), np.float64) / 255
-    return picture, progress, len(previews), server.reports(history)
+    return decoded(png), progress, len(previews), server.reports(history)
 
 
 # ---------------------------------------------------------------------------------------------------------

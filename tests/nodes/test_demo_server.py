@@ -56,6 +56,11 @@ def custom_graph(variant: str, scheduler: str, steps: int, sampler: dict, seed: 
 def draw(server, prompt: dict) -> np.ndarray:
     """The first picture, (H, W, 3) in [0, 1]."""
     (png, *_) = server.pictures(server.run(prompt))
+    return decoded(png)
+
+
+def decoded(png: bytes) -> np.ndarray:
+    """(H, W, 3) in [0, 1]."""
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), np.float64) / 255
 
 

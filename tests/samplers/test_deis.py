@@ -9,15 +9,10 @@ from fewstep.samplers.clock import LogisticClock
 from fewstep.samplers.deis import DEIS, make_plan
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
 from scipy.integrate import quad
-from support.mixture import GuidedMixture, Mixture, picture_like
+from support.mixture import GuidedMixture, exact_of_one, one_gaussian, picture_like
 from support.recording import Recording
 
 CLOCK = LogisticClock(1.6, 1.3)
-
-
-def one_gaussian() -> Mixture:
-    full = picture_like(size=4)
-    return Mixture(full.means[:1], full.spectrum, full.classes[:1])
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -27,10 +22,8 @@ def noise(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("corrector", [False, True])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_order_of_convergence_against_the_exact_solution(order, corrector):
-    """The ODE of N(m, P): every DCT coordinate scales by sqrt((P + s'^2) / (P + s^2))."""
     mixture, y = one_gaussian(), 10 * noise(2, 4, 4, 4)
-    scale = ((mixture.spectrum + 0.1**2) / (mixture.spectrum + 10**2)).sqrt()
-    end = mixture.to_pixels(mixture.means[0] + scale * (mixture.to_frequency(y) - mixture.means[0]))
+    end = exact_of_one(mixture, y, 10, 0.1)
     errors = []
     for steps in (160, 320, 640):
         sigmas = torch.logspace(1, -1, steps + 1, dtype=torch.float64)

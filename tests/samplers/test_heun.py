@@ -4,19 +4,8 @@ import pytest
 import torch
 from fewstep.samplers.heun import heun
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
-from support.mixture import GuidedMixture, Mixture, picture_like
+from support.mixture import GuidedMixture, exact_of_one, one_gaussian, picture_like
 from support.recording import Recording
-
-
-def one_gaussian() -> Mixture:
-    full = picture_like(size=4)
-    return Mixture(full.means[:1], full.spectrum, full.classes[:1])
-
-
-def exact(mixture: Mixture, y: torch.Tensor, ratio: float, ratio_end: float) -> torch.Tensor:
-    """The probability-flow ODE of N(m, P): every DCT coordinate scales by sqrt((P + s'^2) / (P + s^2))."""
-    scale = ((mixture.spectrum + ratio_end**2) / (mixture.spectrum + ratio**2)).sqrt()
-    return mixture.to_pixels(mixture.means[0] + scale * (mixture.to_frequency(y) - mixture.means[0]))
 
 
 def test_second_order_against_the_exact_solution():
@@ -26,7 +15,7 @@ def test_second_order_against_the_exact_solution():
     for steps in (40, 80, 160):
         sigmas = torch.logspace(1, -1, steps + 1, dtype=torch.float64)
         x = heun(GuidedMixture(mixture, VARIANCE_EXPLODING), y, sigmas)
-        errors.append((x - exact(mixture, y, 10, 0.1)).square().mean().sqrt().item())
+        errors.append((x - exact_of_one(mixture, y, 10, 0.1)).square().mean().sqrt().item())
     orders = [torch.log2(torch.tensor(a / b)).item() for a, b in zip(errors, errors[1:], strict=False)]
     assert orders == pytest.approx([2, 2], abs=0.15)
 

@@ -84,6 +84,18 @@ def picture_like(channels: int = 4, size: int = 16, components: int = 32, classe
     return Mixture(means, power / 2, torch.arange(components) % classes)
 
 
+def one_gaussian() -> Mixture:
+    """Of a single component: its ODE has a closed form, `exact_of_one`."""
+    full = picture_like(size=4)
+    return Mixture(full.means[:1], full.spectrum, full.classes[:1])
+
+
+def exact_of_one(mixture: Mixture, y: Tensor, ratio: float, ratio_end: float) -> Tensor:
+    """The probability-flow ODE of N(m, P): every DCT coordinate scales by sqrt((P + s'^2) / (P + s^2))."""
+    scale = ((mixture.spectrum + ratio_end**2) / (mixture.spectrum + ratio**2)).sqrt()
+    return mixture.to_pixels(mixture.means[0] + scale * (mixture.to_frequency(y) - mixture.means[0]))
+
+
 @dataclass(frozen=True)
 class GuidedMixture:
     """A denoiser of the contract: classifier-free guidance between a class an item, (B,), and the whole mixture."""
