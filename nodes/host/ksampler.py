@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import comfy.samplers
+import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import ModelSamplingDiscrete
@@ -25,7 +26,7 @@ from .progress import Report
 from .sampler import restart_sampler
 from .schedules import falls, shift_of
 
-FINE = 200  # steps of a schedule through which its curve is drawn
+FINE = 1000  # steps of a schedule through which its curve is drawn
 LONGEST = 100_000  # steps of a schedule whose end is taken for denoise
 SAME = "same"  # as the scheduler of the main steps
 
@@ -111,15 +112,24 @@ def grid_of(sampling, law: NoiseLaw, scheduler: str) -> Callable[[float, float, 
     curve = Curve(without_repeats(checked_sigmas(whole, law)), law, shift_of(sampling, law))
 
     def grid(top: float, bottom: float, points: int) -> list[float]:
-        down = curve.resampled(points - 1, None, law.sigma(top), law.sigma(bottom))
+        ends = law.sigma(top), law.sigma(bottom)
+        numbers = np.linspace(*(number_of(curve, sigma) for sigma in ends), points)
+        down = (ends[0], *curve.at(numbers[1:-1]), ends[1])
         if not falls(down):
             raise ValueError(
-                f"The restart_scheduler {scheduler} has no {points} points between sigma {down[0]:.4g} and "
-                f"{down[-1]:.4g} of this model. Choose another, such as karras, or write fewer points."
+                f"The restart_scheduler {scheduler} has no {points} points between sigma {ends[0]:.4g} and "
+                f"{ends[1]:.4g} of this model. Choose another, such as karras, or write fewer points."
             )
         return [top, *(law.ratio(sigma) for sigma in down[1:-1]), bottom]
 
     return grid
+
+
+def number_of(curve: Curve, sigma: float) -> float:
+    """The number of the node where a schedule has this sigma; its first or last where it lies beyond."""
+    if sigma >= curve.sigmas[0]:
+        return 0.0
+    return curve.number_at(sigma) if sigma > curve.sigmas[-1] else len(curve.sigmas) - 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------

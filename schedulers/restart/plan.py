@@ -183,8 +183,8 @@ def resolve(interval: Interval, sigmas: list[float], law: NoiseLaw) -> Interval:
             raise ValueError(f"The restart {interval} is beyond the schedule of {len(sigmas) - 1} steps.")
         low, high = sigmas[int(low)], sigmas[int(low - high)]
     if interval.unit != "noise_to_signal":
-        interval = in_ratios(replace(interval, sigma_min=low, sigma_max=high, unit="sigma"), law, str(interval))
-        low, high = interval.sigma_min, interval.sigma_max
+        placed = in_ratios(replace(interval, sigma_min=low, sigma_max=high, unit="sigma"), law, str(interval))
+        low, high = placed.sigma_min, placed.sigma_max
     first = ratio_of(sigmas[0], law)
     if high > first * (1 + 1e-6):
         raise ValueError(
