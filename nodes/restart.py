@@ -16,7 +16,7 @@ from ..schedulers.restart.written import read
 from . import inputs
 from .host.ksampler import SAME, Given, Steps, sampled, scheduled, with_restarts
 from .host.noise_law import noise_law
-from .host.progress import Report, show_text
+from .host.progress import Report
 from .host.sampler import restart_sampler
 from .measuring.asked import SEED, Range, check_latent, check_model, check_prompts, latent_for
 
@@ -368,6 +368,5 @@ def restarted(
     again = asked.scheduler if restart_scheduler == SAME else restart_scheduler
     plan = with_restarts(given.model, sigmas, written, again)
     report = Report(node.hidden.unique_id)
-    show_text(report.node_id, str(plan))
     sampler = comfy.samplers.sampler_object(asked.sampler) if sampler is None else sampler
     return *sampled(given, sampler, sigmas, plan, report), report

@@ -113,7 +113,7 @@ def grid_of(sampling, law: NoiseLaw, scheduler: str) -> Callable[[float, float, 
 
     def grid(top: float, bottom: float, points: int) -> list[float]:
         ends = law.sigma(top), law.sigma(bottom)
-        numbers = np.linspace(*(number_of(curve, sigma) for sigma in ends), points)
+        numbers = np.linspace(number_of(curve, ends[0]), number_of(curve, ends[1]), points)
         down = (ends[0], *curve.at(numbers[1:-1]), ends[1])
         if not falls(down):
             raise ValueError(

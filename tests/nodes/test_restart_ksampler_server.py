@@ -94,8 +94,8 @@ def exchanges(server) -> dict:
 
 def old_node(name: str, **changed) -> dict:
     """A node as a prompt of ssitu's pack has it, with all its inputs."""
-    shared = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
-    shared |= {"steps": 12, "cfg": 3.0, "scheduler": "karras", "segments": "[4,2,0.1,0.8]"}
+    linked = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
+    values = {"steps": 12, "cfg": 3.0, "scheduler": "karras", "segments": "[4,2,0.1,0.8]"}
     span = {"add_noise": "enable", "noise_seed": 1, "start_at_step": 0, "end_at_step": 10000}
     span |= {"return_with_leftover_noise": "disable"}
     written = {"restart_scheduler": "normal", "chunked_mode": True}
@@ -105,7 +105,7 @@ def old_node(name: str, **changed) -> dict:
         "KRestartSamplerAdv": {**span, "sampler_name": "heun", **written},
         "KRestartSamplerCustom": {**span, "sampler": ["30", 0], **written},
     }
-    return node(name, **(shared | own[name] | changed))
+    return node(name, **(linked | values | own[name] | changed))
 
 
 def old_graph(name: str, **changed) -> dict:
