@@ -10,13 +10,23 @@ from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewSte
 from .experts import FewStepTwoExperts
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
+from .host.replacements import register_replacements
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
 from .prompts import FewStepPromptList
-from .restart import FewStepRestartInterval, FewStepRestartSampler, FewStepRestartSchedule
+from .restart import (
+    FewStepRestartInterval,
+    FewStepRestartKSampler,
+    FewStepRestartKSamplerAdvanced,
+    FewStepRestartSampler,
+    FewStepRestartSchedule,
+)
 
 
 class FewStepExtension(ComfyExtension):
     """All nodes, in the order of the contract."""
+
+    async def on_load(self) -> None:
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -38,4 +48,6 @@ class FewStepExtension(ComfyExtension):
             FewStepBoost,
             FewStepTwoExperts,
             FewStepPromptList,
+            FewStepRestartKSampler,
+            FewStepRestartKSamplerAdvanced,
         ]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import comfy.samplers
 import torch
 from comfy_api.latest import io
 
+from ..samplers.choices import check_choice
 from ..schedulers.restart.plan import UNITS, Interval, check_interval
 from ..schedulers.restart.presets import PRESETS
 from ..schedulers.restart.request import BUDGETS, requested_plan
+from ..schedulers.restart.written import read
 from . import inputs
+from .host.ksampler import SAME, Given, Steps, sampled, scheduled, with_restarts
 from .host.noise_law import noise_law
 from .host.progress import Report
 from .host.sampler import restart_sampler
+from .measuring.asked import SEED, Range, check_latent, check_model, check_prompts, latent_for
 
 Intervals = io.Custom("FEWSTEP_INTERVALS")
 
@@ -147,3 +154,219 @@ class FewStepRestartSampler(io.ComfyNode):
     def execute(cls, s_noise, sampler=None) -> io.NodeOutput:
         report = Report(cls.hidden.unique_id)
         return io.NodeOutput(restart_sampler(sampler, s_noise, report), ui=report.ui)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# KSamplers with restarts in them
+
+STEPS = Range(1, 10000)
+STEP = Range(0, 10000)
+SWITCH = ("enable", "disable")
+
+
+class FewStepRestartKSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepRestartKSampler",
+            display_name="Restart KSampler (FewStep)",
+            category="FewStep/restart",
+            description="KSampler with restarts on top of its steps; what was run is said on the node. Takes the place "
+            "of ssitu's KSampler With Restarts.",
+            inputs=[
+                *widgets_of_ksampler("seed"),
+                *sockets_of_ksampler(),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much of the picture is drawn anew, 0 to 1. Restarts that begin above it are left out.",
+                ),
+                *written_restarts(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+            hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
+        )
+
+    @classmethod
+    def validate_inputs(cls, segments: str | None = None) -> bool | str:
+        return readable(segments)
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        seed,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        positive,
+        negative,
+        latent_image,
+        denoise,
+        segments,
+        restart_scheduler,
+    ) -> io.NodeOutput:
+        check_sampled(model, positive, negative, latent_image, cfg, seed, steps)
+        given = Given(model, positive, negative, latent_image, cfg, seed)
+        asked = Steps(sampler_name, scheduler, steps, denoise)
+        latent, _, report = restarted(cls, given, asked, segments, restart_scheduler)
+        return io.NodeOutput(latent, ui=report.ui)
+
+
+class FewStepRestartKSamplerAdvanced(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepRestartKSamplerAdvanced",
+            display_name="Restart KSampler Advanced (FewStep)",
+            category="FewStep/restart",
+            description="KSampler (Advanced) with restarts on top of its steps, and with a sampler of your own where "
+            "one is connected. Takes the place of ssitu's KSampler With Restarts (Advanced) and (Custom).",
+            inputs=[
+                *widgets_of_ksampler("noise_seed", switch("add_noise", "enable", "Whether noise is added first.")),
+                *sockets_of_ksampler(),
+                io.Int.Input("start_at_step", default=0, min=0, max=10000, tooltip="Steps before it are left out."),
+                io.Int.Input(
+                    "end_at_step",
+                    default=10000,
+                    min=0,
+                    max=10000,
+                    tooltip="Steps from it on are left out. Restarts that do not fit what is left are left out, too.",
+                ),
+                switch(
+                    "return_with_leftover_noise",
+                    "disable",
+                    "Where end_at_step cuts: enable keeps the noise for another sampler, disable takes it off.",
+                ),
+                *written_restarts(),
+                io.Sampler.Input("sampler", optional=True, tooltip="Instead of sampler_name."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent"), io.Latent.Output(display_name="denoised")],
+            hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
+        )
+
+    @classmethod
+    def validate_inputs(cls, segments: str | None = None) -> bool | str:
+        return readable(segments)
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        add_noise,
+        noise_seed,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        positive,
+        negative,
+        latent_image,
+        start_at_step,
+        end_at_step,
+        return_with_leftover_noise,
+        segments,
+        restart_scheduler,
+        sampler=None,
+    ) -> io.NodeOutput:
+        check_sampled(model, positive, negative, latent_image, cfg, noise_seed, steps)
+        STEP.check("start_at_step", start_at_step)
+        STEP.check("end_at_step", end_at_step)
+        check_choice("add_noise", add_noise, SWITCH)
+        check_choice("return_with_leftover_noise", return_with_leftover_noise, SWITCH)
+        given = Given(model, positive, negative, latent_image, cfg, noise_seed, add_noise == "enable")
+        to_zero = return_with_leftover_noise == "disable"
+        asked = Steps(sampler_name, scheduler, steps, 1.0, start_at_step, end_at_step, to_zero)
+        latent, denoised, report = restarted(cls, given, asked, segments, restart_scheduler, sampler)
+        return io.NodeOutput(latent, denoised, ui=report.ui)
+
+
+def widgets_of_ksampler(seed: str, *before: io.Input) -> list[io.Input]:
+    """The model and the widgets up to the scheduler, in the host's order. seed: how its node calls it."""
+    return [
+        io.Model.Input("model", tooltip="The model that samples."),
+        *before,
+        io.Int.Input(
+            seed, default=0, min=SEED.least, max=SEED.most, control_after_generate=True, tooltip="Of all the noise."
+        ),
+        io.Int.Input(
+            "steps",
+            default=20,
+            min=STEPS.least,
+            max=STEPS.most,
+            tooltip="Main steps, 1 to 10000; the restarts come on top.",
+        ),
+        inputs.cfg(8.0, "Guidance, 0 to 100. 1: none, at half the time."),
+        io.Combo.Input(
+            "sampler_name",
+            options=list(comfy.samplers.SAMPLER_NAMES),
+            tooltip="Samples the steps, and begins afresh at every restart. Meant for those that draw no noise.",
+        ),
+        io.Combo.Input("scheduler", options=list(comfy.samplers.SCHEDULER_NAMES), tooltip="Where the main steps go."),
+    ]
+
+
+def sockets_of_ksampler() -> list[io.Input]:
+    return [
+        io.Conditioning.Input("positive", tooltip="What to draw."),
+        io.Conditioning.Input("negative", tooltip="What to avoid. At cfg 1 it is not looked at."),
+        io.Latent.Input("latent_image", tooltip="An empty latent, or a picture to draw anew, with its mask."),
+    ]
+
+
+def written_restarts() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "segments",
+            default="default",
+            tooltip="The restarts: [points, repeats, from, up to], with commas between; default, a1111 or another "
+            'preset; or nothing. Noise is a sigma (0.3), a timestep (-250) or a share of the run ("75%").',
+        ),
+        io.Combo.Input(
+            "restart_scheduler",
+            options=[SAME, *comfy.samplers.SCHEDULER_NAMES],
+            default="karras",
+            tooltip="Where the steps of a restart go, between its two ends. same: as scheduler.",
+        ),
+    ]
+
+
+def switch(name: str, default: str, tooltip: str) -> io.Input:
+    return io.Combo.Input(name, options=list(SWITCH), default=default, tooltip=tooltip)
+
+
+def readable(segments: str | None) -> bool | str:
+    """For validate_inputs: True, or what cannot be read. None where a node is connected: its text is not known."""
+    try:
+        read("" if segments is None else segments)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def check_sampled(model, positive, negative, latent_image, cfg, seed, steps) -> None:
+    """Raises ValueError, in words, for what cannot be sampled."""
+    check_model(model)
+    check_prompts(positive, negative, cfg)
+    check_latent(model, latent_for(model, latent_image))
+    SEED.check("seed", seed)
+    STEPS.check("steps", steps)
+
+
+def restarted(
+    node: type[io.ComfyNode], given: Given, asked: Steps, segments: str, restart_scheduler: str, sampler: Any = None
+) -> tuple[dict, dict, Report]:
+    """The latent, the last prediction of it, and what is said on the node. sampler: instead of the named one."""
+    written = read(segments)
+    sigmas = scheduled(given.model, asked if sampler is None else asked._replace(sampler="euler"))
+    again = asked.scheduler if restart_scheduler == SAME else restart_scheduler
+    plan = with_restarts(given.model, sigmas, written, again)
+    report = Report(node.hidden.unique_id)
+    sampler = comfy.samplers.sampler_object(asked.sampler) if sampler is None else sampler
+    return *sampled(given, sampler, sigmas, plan, report), report

@@ -183,12 +183,8 @@ def resolve(interval: Interval, sigmas: list[float], law: NoiseLaw) -> Interval:
             raise ValueError(f"The restart {interval} is beyond the schedule of {len(sigmas) - 1} steps.")
         low, high = sigmas[int(low)], sigmas[int(low - high)]
     if interval.unit != "noise_to_signal":
-        if law.is_flow and high >= 1:
-            raise ValueError(
-                f"The restart {interval} goes up to sigma {high:g}, where a flow model has nothing left of the "
-                "picture. Stay below 1: go back fewer steps, or lower sigma_max."
-            )
-        low, high = law.ratio(low), law.ratio(high)
+        placed = in_ratios(replace(interval, sigma_min=low, sigma_max=high, unit="sigma"), law, str(interval))
+        low, high = placed.sigma_min, placed.sigma_max
     first = ratio_of(sigmas[0], law)
     if high > first * (1 + 1e-6):
         raise ValueError(
@@ -196,6 +192,17 @@ def resolve(interval: Interval, sigmas: list[float], law: NoiseLaw) -> Interval:
             f"({first:.4g}). Lower sigma_max, or raise denoise."
         )
     return replace(interval, sigma_min=low, sigma_max=min(high, first), unit="noise_to_signal")
+
+
+def in_ratios(interval: Interval, law: NoiseLaw, called: str = "") -> Interval:
+    """An interval of sigmas in noise-to-signal. Raises ValueError, naming it as `called`, for one up to pure noise."""
+    low, high = interval.sigma_min, interval.sigma_max
+    if law.is_flow and high >= 1:
+        raise ValueError(
+            f"The restart {called or interval} goes up to sigma {high:g}, where a flow model has nothing left of the "
+            "picture. Stay below 1: go back fewer steps, or lower sigma_max."
+        )
+    return replace(interval, sigma_min=law.ratio(low), sigma_max=law.ratio(high), unit="noise_to_signal")
 
 
 def ratio_of(sigma: float, law: NoiseLaw) -> float:

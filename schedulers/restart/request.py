@@ -61,10 +61,7 @@ def fitting(preset: str, sigmas: Sequence[float], law: NoiseLaw) -> tuple[list[I
     steps = len(sigmas) - 1
     published = PRESETS[preset](steps)
     if not published:
-        return [], [
-            f"The preset {preset} has no restart for {plural(steps, 'step')}; its rule begins at 20. The schedule is "
-            f"passed on unchanged. {SHORT_ADVICE}"
-        ]
+        return [], [f"{no_restart(preset, steps)} The schedule is passed on unchanged. {SHORT_ADVICE}"]
     intervals, remarks = clip(published, ratio_of(sigmas[0], law))
     if not intervals:
         remarks = [
@@ -72,3 +69,8 @@ def fitting(preset: str, sigmas: Sequence[float], law: NoiseLaw) -> tuple[list[I
             "passed on unchanged. Raise denoise, or connect intervals of your own."
         ]
     return intervals, remarks
+
+
+def no_restart(preset: str, steps: int) -> str:
+    """Of a preset that goes by the number of steps."""
+    return f"The preset {preset} has no restart for {plural(steps, 'step')}; its rule begins at 20."

@@ -41,6 +41,8 @@ QUICK = [
     "FewStepProbabilisticGuidance",
     "FewStepPromptList",
     "FewStepRestartInterval",
+    "FewStepRestartKSampler",
+    "FewStepRestartKSamplerAdvanced",
     "FewStepRestartSampler",
     "FewStepRestartSchedule",
     "FewStepTwoExperts",
@@ -54,6 +56,7 @@ SMALL = {
     "polish": (0, 1),
 }
 SELDOM_MISSING = ("model", "positive", "negative", "latent_image")  # optional, because a guider may stand for most
+SEGMENTS = ("", "default", "a1111", "[3, 1, 0.1, 0.8]", '[2, 2, -100, "50%"], default', "[3, 1, 0, 30]", "[9, 9, 9")
 ODD_NUMBERS = (-1, 0, 1, 2, 3, 2**70, -(2**70))
 ODD_FLOATS = (-1.0, 0.0, 1.0, 1e-30, 1e30, -1e30, math.inf, -math.inf, math.nan)
 ODD_WORDS = ("", " ", "elsewhere", "../../x", "a\0b", "x" * 300, ".hidden", "sub/", "red\N{SNOWMAN}")
@@ -172,6 +175,8 @@ def widget(spec, odd: bool) -> st.SearchStrategy:
         return st.sampled_from(options) if options and not odd else st.sampled_from(ODD_WORDS)
     if kind == "BOOLEAN":
         return st.booleans()
+    if spec.id == "segments" and not odd:
+        return st.sampled_from(SEGMENTS)
     if kind == "STRING":
         return st.sampled_from(ODD_WORDS) if odd else st.sampled_from(["", "mine", "golden retriever", "7"])
     if kind == "INT":
@@ -236,6 +241,8 @@ def check_result(value: Any, sigmas: Tensor) -> None:
 
     if torch.is_tensor(value):
         assert not value.isnan().any()
+    elif isinstance(value, dict):
+        assert value["samples"].isfinite().all()
     elif isinstance(value, comfy.samplers.KSAMPLER):
         for variant in ("eps", "gmflow"):
             check_picture(demo(variant), value, sigmas)

@@ -75,6 +75,23 @@ CONTRACT = {
     "FewStepPromptList": (["positive"], ["negative", "previous"], ["FEWSTEP_PROMPTS"]),
     "FewStepGMFlowSampler": (["mode", "order", "substeps", "temperature", "spectral"], [], ["SAMPLER"]),
     "FewStepBoost": (["model", "enabled"], ["tuning", "sampler", "sigmas", "schedule"], ["MODEL"]),
+    "FewStepRestartKSampler": (
+        [
+            *["model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image"],
+            *["denoise", "segments", "restart_scheduler"],
+        ],
+        [],
+        ["LATENT"],
+    ),
+    "FewStepRestartKSamplerAdvanced": (
+        [
+            *["model", "add_noise", "noise_seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative"],
+            *["latent_image", "start_at_step", "end_at_step", "return_with_leftover_noise", "segments"],
+            "restart_scheduler",
+        ],
+        ["sampler"],
+        ["LATENT", "LATENT"],
+    ),
     "FewStepTwoExperts": (
         ["model_high", "model_low", "positive", "negative", "cfg_high", "cfg_low", "boundary"],
         [],
