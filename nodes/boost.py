@@ -9,8 +9,7 @@ from . import inputs
 from .host.boost import Boost, boosted
 from .host.progress import Report
 from .optimal_steps import ScheduleType
-
-TuningType = io.Custom("FEWSTEP_TUNING")
+from .tune import TuningType
 
 
 class FewStepBoost(io.ComfyNode):
@@ -27,7 +26,10 @@ class FewStepBoost(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that will be sampled."),
                 io.Boolean.Input("enabled", default=True, tooltip="Off: the model is passed on as it came in."),
                 TuningType.Input(
-                    "tuning", optional=True, tooltip="For later: no node makes one yet. Leave it unconnected."
+                    "tuning",
+                    optional=True,
+                    tooltip="From Tune or Load Tuning: what was measured on this model, at the numbers of steps "
+                    "that it has. Without it, and at other numbers, what needs no measurement runs.",
                 ),
                 io.Sampler.Input(
                     "sampler",
@@ -58,5 +60,5 @@ class FewStepBoost(io.ComfyNode):
         if not enabled:
             return io.NodeOutput(model, ui=report.say("Off.").ui)
         given = None if sigmas is None else tuple(torch.as_tensor(sigmas).tolist())
-        boost = Boost(sampler, given, schedule, report, cls.hidden.prompt or {})
+        boost = Boost(sampler, given, schedule, tuning, report, cls.hidden.prompt or {})
         return io.NodeOutput(boosted(model, boost), ui=report.ui)

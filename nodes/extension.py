@@ -20,6 +20,7 @@ from .restart import (
     FewStepRestartSampler,
     FewStepRestartSchedule,
 )
+from .tune import FewStepLoadTuning, FewStepTune, FewStepTunedSampler
 
 
 class FewStepExtension(ComfyExtension):
@@ -50,4 +51,7 @@ class FewStepExtension(ComfyExtension):
             FewStepPromptList,
             FewStepRestartKSampler,
             FewStepRestartKSamplerAdvanced,
+            FewStepTune,
+            FewStepLoadTuning,
+            FewStepTunedSampler,
         ]

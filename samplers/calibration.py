@@ -1,7 +1,8 @@
 """What was measured on a model, as a file: tensors by name, and facts in JSON, in the safetensors format.
 
 The facts say on what and how it was measured, so that a calibration on the wrong model can be told. Nothing is ever
-unpickled. Kinds: "statistics" (DPM-Solver-v3), "schedule" (Optimal Stepsize), "spread" (guidance).
+unpickled. Kinds: "statistics" (DPM-Solver-v3), "schedule" (Optimal Stepsize), "spread" (guidance), "tuning"
+(all numbers of calls).
 Format 2 has the same layout as 1; its facts tell a model by more (nodes.host.identity), which 1 cannot compare.
 """
 

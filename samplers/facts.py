@@ -86,6 +86,17 @@ def is_compared_by_stream(value: Any) -> bool:
     return isinstance(value, dict) and all(is_text(n) and is_errors_by_stream(e) for n, e in value.items())
 
 
+def is_check_of_tuning(value: Any) -> bool:
+    """Errors by numbers of model calls, by names."""
+    if not isinstance(value, dict) or "tuned" not in value:
+        return False
+    return all(is_text(name) and is_errors_by_budget(errors) for name, errors in value.items())
+
+
+def is_errors_by_budget(value: Any) -> bool:
+    return isinstance(value, dict) and all(is_budget(n) and is_errors(e) for n, e in value.items())
+
+
 def is_plain(value: Any, depth: int = 0) -> bool:
     """Whether a JSON value is not nested deeper than anything of ours."""
     if isinstance(value, (dict, list)):
@@ -140,6 +151,15 @@ NEEDED: dict[str, dict[str, Rule]] = {
         "cfg": CFG,
         "estimator": TEXT,
         "check": either(number(0, 1e300), lambda value: value != value, "NaN"),
+    },
+    "tuning": {
+        "effort": TEXT,
+        "cfg": CFG,
+        "shift_factor": number(1e-3, 1e4),
+        "is_flow": Rule(lambda value: isinstance(value, bool), "true or false"),
+        "parts": whole(1, 2),
+        "calls": COUNT,
+        "check": Rule(is_check_of_tuning, "errors by names and numbers of model calls"),
     },
 }
 # Where it stands in such a file.

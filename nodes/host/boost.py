@@ -25,6 +25,7 @@ from ...samplers.sigmas import checked_sigmas
 from ...schedulers.optimal_steps.curve import Curve
 from ...schedulers.optimal_steps.schedules import Schedules
 from ...schedulers.recipe import recipe_between
+from ...schedulers.tuning.tuning import Tuning
 from .deis import deis_sampler
 from .dpm_solver_v3 import Choice, dpm_solver_v3_sampler
 from .guiders import identify_guided
@@ -33,6 +34,7 @@ from .loading import searched
 from .noise_law import noise_law
 from .progress import Report
 from .schedules import shift_of
+from .tuned import choose, tuned_sampler
 
 PACK = __name__.partition(".nodes.")[0]
 OUTER = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
@@ -77,6 +79,7 @@ NAMES = {
     "sample_deis_clock": "FewStep's DEIS",
     "sample_dpm_solver_v3": "DPM-Solver-v3",
     "sample_restart": "Restart",
+    "sample_tuned": "Tuned Sampler",
 }
 DRAWS = ("s_churn", "eta")  # options with which one of these draws noise after all
 log = logging.getLogger(__name__)
@@ -132,11 +135,15 @@ class Instead:
 
 @dataclass(frozen=True, eq=False)
 class Boost:
-    """A wrapper of OUTER_SAMPLE. sampler, sigmas, schedule: what is connected, or None. nodes: the graph's, by id."""
+    """A wrapper of OUTER_SAMPLE. sampler, sigmas, schedule, tuning: what is connected, or None.
+
+    nodes: the graph's, by id. A connected sampler, sigmas or schedule comes before a tuning.
+    """
 
     sampler: Any = None
     sigmas: tuple[float, ...] | None = None
     schedule: Schedules | None = None
+    tuning: Tuning | None = None
     report: Report | None = None
     nodes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -161,7 +168,7 @@ class Boost:
     def chosen(self, run: Run) -> Instead:
         """Raises ValueError where there is nothing to exchange, or where it cannot be."""
         if self.sampler is None and self.sigmas is None and self.schedule is None:
-            return by_recipe(run, self.report)
+            return by_recipe(run, self.report) if self.tuning is None else by_tuning(run, self.tuning, self.report)
         solver = run.sampler if self.sampler is None else self.sampler
         if self.sampler is None and self.schedule and not why_theirs(run.sampler):
             solver = solver_named(self.schedule.facts["solver"], run.sampler, self.report)
@@ -287,6 +294,20 @@ def by_recipe(run: Run, report: Report | None) -> Instead:
     sampler.inpaint_options = run.sampler.inpaint_options
     remarks = (DISTILLED,) if run.cfg == 1 and run.calls <= FEW else ()
     return Instead(sampler, own.sigmas(run.law, first, last, run.calls), remarks)
+
+
+def by_tuning(run: Run, tuning: Tuning, report: Report | None) -> Instead:
+    """The table for the run's calls, or what needs no measurement. Raises ValueError for a sampler that stays."""
+    if why := why_theirs(run.sampler):
+        raise ValueError(why)
+    here, shift = identify_guided(run.guider), shift_of(run.sampling, run.law)
+    chosen = choose(tuning, here, run.law, shift, (run.sigmas[0], run.sigmas[-1]), run.calls)
+    if chosen.table is None:
+        own = by_recipe(run, report)
+        return Instead(own.sampler, own.sigmas, (*chosen.remarks, *own.remarks))
+    sampler = tuned_sampler(tuning, report)
+    sampler.inpaint_options = run.sampler.inpaint_options
+    return Instead(sampler, chosen.sigmas, chosen.remarks)
 
 
 def solver_named(name: str, theirs: Any, report: Report | None) -> Any:

@@ -17,7 +17,11 @@ from ...samplers.calibration import Calibration, kind_of
 
 FOLDER = "fewstep"
 SUFFIX = ".safetensors"
-RESULTS = ("check", "batches", "images", "derivative", "compared", "chosen", "errors")  # no part of what was asked for
+# No part of what was asked for.
+RESULTS = (
+    *("check", "batches", "images", "derivative", "compared", "chosen", "errors"),
+    *("calls", "places", "parts"),
+)
 LONGEST = 255  # bytes of a file's name on most systems
 NOT_ON_WINDOWS = '<>:"|?*'
 NUMBERED = 1000

@@ -87,6 +87,7 @@ METHODS = (
     "comfy.model_patcher.ModelPatcher.pre_run",
     "comfy.model_patcher.ModelPatcher.remove_wrappers_with_key",
     "comfy.model_patcher.ModelPatcher.set_model_sampler_post_cfg_function",
+    "comfy.model_patcher.set_model_options_post_cfg_function",
     "comfy.samplers.CFGGuider.inner_sample",
     "comfy.samplers.CFGGuider.inner_set_conds",
     "comfy.samplers.CFGGuider.outer_predict_noise",

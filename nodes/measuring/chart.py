@@ -1,8 +1,10 @@
-"""The picture of a search: where the steps went, and what that is worth."""
+"""The picture of a search: where the steps went, and what that is worth. And how our charts look."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +19,28 @@ BLUE, GREY, DARK = "#4c9be8", "#8a8a8a", "#202020"
 
 def chart(schedules: Schedules) -> tuple[Tensor | None, str]:
     """An IMAGE (1, H, W, 3), and nothing to say; without matplotlib none, and a sentence."""
+    made = figure_and_axes((7, 3.6), (1, 1.2))
+    if made is None:
+        return None, "\n(For a chart here, install matplotlib.)"
+    figure, (left, right) = made
+    draw_sigmas(left, schedules)
+    draw_errors(right, schedules)
+    return pixels_of(figure), ""
+
+
+def figure_and_axes(inches: tuple[float, float], widths: Sequence[float]) -> tuple[Any, list[Any]] | None:
+    """A figure with axes side by side; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return None, "\n(For a chart here, install matplotlib.)"
-    figure = Figure(figsize=(7, 3.6), dpi=110, facecolor=DARK, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
-    draw_sigmas(left, schedules)
-    draw_errors(right, schedules)
-    for axes in (left, right):
+        return None
+    figure = Figure(figsize=inches, dpi=110, facecolor=DARK, layout="constrained")
+    return figure, list(figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0])
+
+
+def pixels_of(figure: Any) -> Tensor:
+    """The figure as an IMAGE (1, H, W, 3), light on dark."""
+    for axes in figure.axes:
         axes.set_facecolor(DARK)
         axes.tick_params(colors="white", which="both", labelsize=8)
         axes.spines[:].set_color(GREY)
@@ -34,7 +49,7 @@ def chart(schedules: Schedules) -> tuple[Tensor | None, str]:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     pixels = np.asarray(Image.open(drawn).convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(pixels)[None], ""
+    return torch.from_numpy(pixels)[None]
 
 
 def draw_sigmas(axes, schedules: Schedules) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-import comfy.model_management
-import comfy.samplers
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,11 +37,11 @@ from ...schedulers.optimal_steps.schedules import Schedules
 from ..host.dpm_solver_v3 import NEAR_THE_END, Choice, beyond_check, solver_for, table_for
 from ..host.guiders import identify_guided
 from ..host.identity import conditioning_digest
-from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from ..host.schedules import check_share, rivals, shift_of, sigma_at
 from .asked import Asked, Range, times_of, where_it_stands
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
+from .trajectories import batch_of, own_noise, split, store_for
 
 SOLVERS = ("euler", "dpmpp_2m", "dpm_solver_v3")
 STARTS = ("auto", "sigma_max")
@@ -205,19 +203,6 @@ def ends_of(request: Request) -> list[float]:
     return [*(request.law.sigma(ratio) for ratio in ENDS), 0.0]
 
 
-def batch_of(request: Request) -> int:
-    """How many latents the model can take at a time, by the host's own estimate of its memory."""
-    model, device = request.model, request.model.load_device
-    if "context_handler" in model.model_options:
-        return 1  # the context windows of ComfyUI 0.3 take one latent
-    if comfy.model_management.is_device_cpu(device):
-        return 2 * request.trajectories
-    to_load = sum(max(one.model_size() - one.loaded_size(), 0) for one in request.models)
-    free = comfy.model_management.get_free_memory(device) - to_load
-    needs = model.model.memory_required([2, *request.latent.shape[1:]])
-    return max(1, min(2 * request.trajectories, int(free * 0.8 / needs)))
-
-
 def calls_of(request: Request, sigmas: Sequence[float], schedules: dict[str, tuple[float, ...]]) -> int:
     """Guided calls of one latent, at most."""
     few, count, nodes = qualifying(request), request.trajectories, len(sigmas[::2])
@@ -316,7 +301,7 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
     sigmas = teacher_sigmas(request)
     start = None if request.denoise >= 1 else sigmas[0]
     rival_schedules = rivals(request.sampling, request.law, request.steps, start)
-    batch = batch_of(request)
+    batch = batch_of(request, 2 * request.trajectories)
     count, shape = 2 * request.trajectories, request.latent.shape[1:]
     megabytes = len(sigmas) * request.trajectories * math.prod(shape) * 4 / 1e6
     counter = Counter(
@@ -340,20 +325,6 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
     found = inside_sampling(request.guidance(), noise[:batch], [*sigmas, 0.0], work, request.seed, request.streams)
     counter.finish()
     return found
-
-
-def own_noise(request: Request, number: int) -> Tensor:
-    """Of one trajectory: it does not depend on how many there are."""
-    return torch.randn(request.latent.shape[1:], generator=seeded(request.seed, number))
-
-
-def split(denoise: Denoiser, batch: int) -> Denoiser:
-    """The model asked about so many latents at a time."""
-
-    def in_parts(x: Tensor, sigma: float) -> Tensor:
-        return torch.cat([denoise(part, sigma) for part in x.split(batch)])
-
-    return in_parts
 
 
 def student_of(request: Request) -> Student:
@@ -404,19 +375,12 @@ def taught(bench: Bench, sigmas: Sequence[float]) -> Teacher:
     Raises ValueError where the model's answers lead nowhere.
     """
     x, count = bench.start(sigmas[0], slice(None)), bench.request.trajectories
-    store = store_for(bench.request, len(sigmas) * count, x)
+    store = store_for(len(sigmas) * count, x)
     teacher = follow(bench.ask(slice(None)), x, bench.request.law, sigmas, every=2, keep=lambda x: x[:count].to(store))
     what = f"The teacher of {len(sigmas)} steps, at cfg {bench.request.cfg:g},"
     cure = "Lower the cfg, check the model's shift, or raise teacher_steps."
     check_reached(teacher.end, what, cure, bench.request.streams)
     return teacher
-
-
-def store_for(request: Request, latents: int, x: Tensor) -> torch.device:
-    """Where the teacher's states are kept: beside the model where they need little of what is free there."""
-    needs = latents * x[0].numel() * x.element_size()
-    fits = needs < comfy.model_management.get_free_memory(x.device) / 4
-    return x.device if fits else torch.device("cpu")
 
 
 def tried_rivals(bench: Bench, teacher: Teacher, schedules: dict[str, tuple[float, ...]]) -> Tried:

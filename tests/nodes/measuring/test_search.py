@@ -393,11 +393,11 @@ def overlapping(schedules: Schedules) -> list[str]:
 
 def test_the_batch_that_fits_is_one_at_least(monkeypatch):
     import comfy.model_management
-    from fewstep.nodes.measuring.search import batch_of
+    from fewstep.nodes.measuring.trajectories import batch_of
 
     asked = request(model("eps"))
-    assert batch_of(asked) == 8
+    assert batch_of(asked, 8) == 8
     monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
     for free, batch in ((0, 1), (math.inf, 8)):
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device, free=free: min(free, 1e15))
-        assert batch_of(asked) == batch
+        assert batch_of(asked, 8) == batch

@@ -168,7 +168,7 @@ def test_the_errors_of_each_stream_are_those_of_its_model_alone(solver):
     """With the same sigmas and noise: by the host's own sampling of the model that knows this stream only."""
     import comfy.samplers
     from fewstep.nodes.host.dpm_solver_v3 import Choice, dpm_solver_v3_sampler
-    from fewstep.nodes.measuring.search import own_noise
+    from fewstep.nodes.measuring.trajectories import own_noise
     from fewstep.samplers.noise_law import FLOW
     from support.mixture import GuidedMixture, converged
 
@@ -205,7 +205,8 @@ def test_both_streams_are_weighed_alike():
 def compared_on_the_pack(sigmas) -> float:
     """What a search minimises, of a schedule, on the latents that it searched on."""
     from fewstep.nodes.measuring.running import inside_sampling
-    from fewstep.nodes.measuring.search import Bench, own_noise, student_of, taught, teacher_sigmas
+    from fewstep.nodes.measuring.search import Bench, student_of, taught, teacher_sigmas
+    from fewstep.nodes.measuring.trajectories import own_noise
     from fewstep.schedulers.optimal_steps import Replay
 
     asked = small.request("search", model(), latent=empty(), trajectories=4, teacher_steps=40, steps=4)

@@ -1,0 +1,338 @@
+"""Tables for all numbers of calls, measured on a MODEL with prompt and guidance, and checked on seeds they do not know.
+
+A few converged runs of a teacher; on these, for every number of calls, where to step (schedulers/tuning/propose.py, at
+no call) and by which weights (fit.py, as many calls as the run has). A table is used where it was nearer, on latents
+that no table saw, than what needs no measurement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...samplers.choices import check_choice
+from ...samplers.contract import Denoiser
+from ...samplers.deis import DEIS
+from ...samplers.noise_law import NoiseLaw
+from ...samplers.table import Answers, Table, step_by_table
+from ...schedulers.optimal_steps.students import Multistep2M, State
+from ...schedulers.recipe import Recipe, recipe
+from ...schedulers.tuning.fit import fit_table
+from ...schedulers.tuning.path import Path, followed
+from ...schedulers.tuning.propose import Places, Response, ranked, rules, seen_response, shadow
+from ...schedulers.tuning.tuning import TUNED, UNMEASURED, Tuning
+from ..host.answers import apart
+from ..host.noise_law import noise_law
+from ..host.schedules import shift_of
+from .asked import Asked
+from .running import Counter, HostDenoiser, check_reached, inside_sampling
+from .search import three_means
+from .trajectories import batch_of, own_noise, split, store_for
+
+Result = TypeVar("Result")
+EVERY = tuple(range(3, 13))  # numbers of calls
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is spent. teacher: its steps. fitted, checked: latents, each of which costs a teacher's run.
+
+    budgets: numbers of calls for which a table is made. tried: those at which `places` rules for the steps are fitted,
+    the best of which serves its neighbours too; at the others one is. unmeasured, rival: numbers of calls at which
+    those run, on the latents of the check.
+    """
+
+    teacher: int
+    fitted: int
+    checked: int
+    budgets: tuple[int, ...]
+    tried: tuple[int, ...]
+    places: int
+    unmeasured: tuple[int, ...]
+    rival: tuple[int, ...]
+
+    @property
+    def latents(self) -> int:
+        return self.fitted + self.checked
+
+    @property
+    def calls(self) -> int:
+        """Guided calls of one latent."""
+        fits = sum(self.budgets) + (self.places - 1) * sum(self.tried)
+        checks = sum(self.budgets) + sum(self.unmeasured) + sum(self.rival)
+        return self.latents * self.teacher + self.fitted * fits + self.checked * checks
+
+
+EFFORTS = {
+    "quick": Effort(34, 2, 1, (4, 6, 8, 20), (), 1, (4, 20), ()),
+    "normal": Effort(40, 3, 2, (*EVERY, 15, 20), (5, 10), 3, (3, 6, 10, 20), (6, 8, 20)),
+    "thorough": Effort(60, 12, 8, (*EVERY, 15, 20, 30), EVERY, 4, (*EVERY, 15, 20, 30), (4, 6, 8, 10, 12, 15, 20, 30)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Request(Asked):
+    """What a person asked for. latent: its shape counts."""
+
+    effort: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("effort", self.effort, EFFORTS)
+        if self.spent.fitted < len(self.each):
+            raise ValueError(
+                f"There are {len(self.each)} prompts, and effort {self.effort} measures on {self.spent.fitted} "
+                "latents, one prompt each. Raise effort, or connect fewer prompts."
+            )
+
+    @property
+    def spent(self) -> Effort:
+        return EFFORTS[self.effort]
+
+    @cached_property
+    def sampling(self):
+        return self.model.get_model_object("model_sampling")
+
+    @cached_property
+    def law(self) -> NoiseLaw:
+        return noise_law(self.sampling)
+
+    @cached_property
+    def shift(self) -> float:
+        return shift_of(self.sampling, self.law)
+
+    @property
+    def first(self) -> float:
+        return float(self.sampling.sigma_max)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What is kept with the result; a tuning of equal facts is the same tuning."""
+        own = {"latent": list(self.latent.shape[1:]), "effort": self.effort}
+        return self.asked | own | {"shift_factor": self.shift, "is_flow": self.law.is_flow}
+
+    def recipe(self, calls: int) -> Recipe:
+        """What needs no measurement."""
+        return recipe(calls, self.law.is_flow, self.shift)
+
+
+@dataclass
+class Kept:
+    """What an interrupted tuning has finished, part by part."""
+
+    results: dict[str, Any] = field(default_factory=dict)
+    done: int = 0  # calls
+
+    def once(self, name: str, work: Callable[[], Result]) -> Result:
+        if name not in self.results:
+            self.results[name] = work()
+        return self.results[name]
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Everything that the parts share. x: of all latents, those for the fits first."""
+
+    request: Request
+    ask: Denoiser  # in parts, see nodes.host.answers
+    x: Tensor
+    deal: Callable[[Denoiser, Sequence[int]], Denoiser]
+    announce: Callable[[Sequence[float]], None]
+    enter: Callable[[str], None]
+
+    @property
+    def fitted(self) -> slice:
+        return slice(0, self.request.spent.fitted)
+
+    @property
+    def checked(self) -> slice:
+        return slice(self.request.spent.fitted, self.request.spent.latents)
+
+    def answers(self, part: slice, sigmas: Sequence[float]) -> Answers:
+        """The model, for some of the latents, each under its own prompt. The next calls are of a schedule."""
+        self.announce(sigmas)
+        return apart(self.deal(self.ask, self.request.dealt(self.numbers[part])))
+
+    def denoise(self, part: slice, sigmas: Sequence[float]) -> Denoiser:
+        ask = self.answers(part, sigmas)
+        return lambda x, sigma: ask(x, sigma)[0]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of the latents; those of the check begin with the first prompt again."""
+        spent = self.request.spent
+        return [*range(spent.fitted), *range(spent.checked)]
+
+
+def tune(request: Request, kept: Kept, node_id: str | None) -> Tuning:
+    """Measure, fit and check. kept is filled part by part, so that what was finished survives a cancel.
+
+    Raises ValueError where the model's answers make no sense.
+    """
+    spent, total = request.spent, request.spent.calls
+    megabytes = 2 * spent.teacher * spent.latents * math.prod(request.latent.shape[1:]) * 4 / 1e6
+    what = f"Tuning, {request.effort} ({megabytes:.0f} MB of latents)"
+    counter = Counter(total - kept.done, node_id, what, by_latent=True)
+    noise = torch.stack([own_noise(request, number) for number in range(spent.latents)])
+    batch = batch_of(request, spent.latents)
+
+    def enter(phase: str) -> None:
+        counter.phase = phase
+        kept.done = total - counter.total + counter.done
+
+    def work(denoise: HostDenoiser, x: Tensor) -> Tuning:
+        ask = split(counter.watch(denoise.in_parts), batch)
+        bench = Bench(request, ask, started(request, noise.to(x)), denoise.deal, denoise.announce, enter)
+        return phases(bench, kept)
+
+    levels = [request.first, 0.0]
+    found = inside_sampling(request.guidance(), noise[:batch], levels, work, request.seed, request.streams)
+    counter.finish()
+    return found
+
+
+def started(request: Request, noise: Tensor) -> Tensor:
+    """The latents as the host begins to sample them. Its noise_scaling may work in place."""
+    top = torch.tensor([request.first]).to(noise)
+    return request.sampling.noise_scaling(top, noise.clone(), torch.zeros_like(noise), True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The parts
+
+
+def phases(bench: Bench, kept: Kept) -> Tuning:
+    """The teacher, a first student that shows J, the tables, and the check."""
+    request, spent = bench.request, bench.request.spent
+    bench.enter("following the teacher")
+    path = kept.once("teacher", lambda: taught(bench))
+    seen = replace(path, states=path.states[bench.fitted], answers=path.answers[bench.fitted])
+    small = shadow(seen)
+    tables: dict[int, Table] = {}
+    names: dict[str, str] = {}
+    chosen: dict[int, Places] = {}
+    response = Response.unknown()
+    for calls in order_of(spent):
+        bench.enter(f"fitting {calls} calls")
+        candidates = candidates_for(request, small, calls, chosen, response)
+        best = min((fit_once(bench, kept, seen, calls, one) for one in candidates), key=lambda fit: fit.error)
+        tables[calls], names[str(calls)] = best.table, best.places.name
+        if calls in spent.tried:
+            chosen[calls] = best.places
+        if response.is_unknown and len(best.seen) > 1:
+            response = Response.of(best.seen)
+    bench.enter("checking the tables")
+    check = kept.once("check", lambda: checked(bench, path.end[bench.checked], dict(sorted(tables.items()))))
+    found = {"check": check, "places": names, "parts": next(iter(tables.values())).parts, "calls": spent.calls}
+    return Tuning(dict(sorted(tables.items())), request.facts | found)
+
+
+def order_of(spent: Effort) -> list[int]:
+    """Those at which several rules are tried come first: the others follow the nearest."""
+    return [*spent.tried, *(calls for calls in spent.budgets if calls not in spent.tried)]
+
+
+def taught(bench: Bench) -> Path:
+    """The converged runs of all latents. Raises ValueError where the model's answers lead nowhere."""
+    request, spent, every = bench.request, bench.request.spent, slice(None)
+    store = store_for(2 * spent.teacher * spent.latents, bench.x)
+    denoise = bench.denoise(every, [request.first, 0.0])
+    path = followed(denoise, bench.x, request.law, spent.teacher, request.first, request.shift, store)
+    what = f"The teacher of {spent.teacher} steps, at cfg {request.cfg:g},"
+    check_reached(path.end, what, "Lower the cfg, and check the model's shift.", request.streams)
+    return path
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """error: of the latents it was made on. seen: pairs of noise-to-signal and J."""
+
+    places: Places
+    table: Table
+    error: float
+    seen: tuple[tuple[float, float], ...]
+
+
+def fit_once(bench: Bench, kept: Kept, path: Path, calls: int, places: Places) -> Fit:
+    return kept.once(f"fit {calls} {places.name}", lambda: fit(bench, path, calls, places))
+
+
+def fit(bench: Bench, path: Path, calls: int, places: Places) -> Fit:
+    request, seen = bench.request, []
+    sigmas = places.sigmas(request.law, request.first, calls)
+    ask = bench.answers(bench.fitted, sigmas)
+
+    def watched(x: Tensor, sigma: float) -> Sequence[Tensor]:
+        answer = ask(x, sigma)
+        seen.append(seen_response(path, sigma, x, answer[0]))
+        return answer
+
+    table, end = fit_table(watched, bench.x[bench.fitted], sigmas, path, request.recipe(calls).answers)
+    error = three_means(errors_of(request, end, path.end))[0]
+    return Fit(places, table, error, tuple(one for one in seen if one))
+
+
+def candidates_for(
+    request: Request, small: Path, calls: int, chosen: dict[int, Places], response: Response
+) -> list[Places]:
+    """The rules to fit at so many calls: the recipe's own and the best of what is expected, or the neighbour's."""
+    own = request.recipe(calls)
+    if chosen and calls not in request.spent.tried:
+        return [chosen[min(chosen, key=lambda other: abs(math.log(other / calls)))]]
+    order = [rule for _, rule in ranked(small, rules(request.law, request.shift), calls, own.answers, response)]
+    return order[: request.spent.places]
+
+
+def errors_of(request: Request, end: Tensor, target: Tensor) -> Tensor:
+    """Of every latent; all streams alike."""
+    return request.streams.square_errors(end.cpu().float(), target.cpu().float()).mean(1)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The check
+
+
+def checked(bench: Bench, target: Tensor, tables: dict[int, Table]) -> dict[str, dict[str, list[float]]]:
+    """Facts of `Tuning`: errors by name and number of calls, on latents that no table saw."""
+    request, spent = bench.request, bench.request.spent
+
+    def errors(draw: Callable[[int], Tensor], numbers: Sequence[int]) -> dict[str, list[float]]:
+        return {str(calls): three_means(errors_of(request, draw(calls), target)) for calls in numbers}
+
+    found = {
+        TUNED: errors(lambda calls: drawn_by_table(bench, tables[calls]), tuple(tables)),
+        UNMEASURED: errors(lambda calls: drawn_by_recipe(bench, calls), spent.unmeasured),
+    }
+    scheduler = "simple" if request.law.is_flow else "karras"
+    if spent.rival:
+        found[f"dpmpp_2m {scheduler}"] = errors(lambda calls: drawn_by_2m(bench, scheduler, calls), spent.rival)
+    return found
+
+
+def drawn_by_table(bench: Bench, table: Table) -> Tensor:
+    return step_by_table(bench.answers(bench.checked, table.sigmas), bench.x[bench.checked], table)
+
+
+def drawn_by_recipe(bench: Bench, calls: int) -> Tensor:
+    request = bench.request
+    own = request.recipe(calls)
+    sigmas = own.sigmas(request.law, request.first, 0.0, calls)
+    solver = DEIS(request.law, own.answers, own.order, own.corrector, own.ends_denoised)
+    return solver(bench.denoise(bench.checked, sigmas), bench.x[bench.checked], sigmas)
+
+
+def drawn_by_2m(bench: Bench, scheduler: str, calls: int) -> Tensor:
+    """What the host's dpmpp_2m draws."""
+    sigmas = comfy.samplers.calculate_sigmas(bench.request.sampling, scheduler, calls).tolist()
+    denoise, student = bench.denoise(bench.checked, sigmas), Multistep2M()
+    state = State((sigmas[0],), bench.x[bench.checked])
+    for sigma in sigmas[1:]:
+        state = student.move(student.know(state, denoise(state.x, state.sigmas[-1])), sigma)
+    return state.x

@@ -1,0 +1,27 @@
+"""The picture of a tuning: error over model calls, measured, unmeasured, and a sampler of the host."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...schedulers.tuning.tuning import TUNED, UNMEASURED, Tuning
+from .chart import BLUE, GREY, figure_and_axes, pixels_of
+
+COLORS = {TUNED: BLUE, UNMEASURED: "#e0a458"}
+
+
+def tuning_chart(tuning: Tuning) -> tuple[Tensor | None, str]:
+    """An IMAGE (1, H, W, 3), and nothing to say; without matplotlib none, and a sentence."""
+    made = figure_and_axes((7, 3.6), (1,))
+    if made is None:
+        return None, "\n(For a chart here, install matplotlib.)"
+    figure, (axes,) = made
+    for name, checked in tuning.facts["check"].items():
+        numbers = sorted(map(int, checked))
+        errors = [max(checked[str(calls)][0], 1e-30) for calls in numbers]
+        axes.plot(numbers, errors, "o-", color=COLORS.get(name, GREY), label=name, markersize=4)
+    axes.set_yscale("log")
+    axes.set_xlabel("model calls", fontsize=8)
+    axes.set_title(f"error on seeds it did not see, {tuning.facts['effort']}", fontsize=10)
+    axes.legend(fontsize=8, facecolor="#202020", labelcolor="white", edgecolor=GREY)
+    return pixels_of(figure), ""
