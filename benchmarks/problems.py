@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.sample
 import comfy.samplers
@@ -71,17 +71,24 @@ def mixture_problem(kind: str, cfg: float, seeds: int) -> Problem:
 
 def demo_problem(variant: str, cfg: float, seeds: int, steps: int = 200) -> Problem:
     """The bundled model. Its end is the host's Heun of many steps, because no closed form exists."""
-    model, clip = load_model(variant), load_clip()
-    coded = [clip.encode_from_tokens_scheduled(clip.tokenize(WORDS[i % len(WORDS)]))[0] for i in range(seeds)]
-    ((empty, extra),) = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    pooled = torch.cat([e["pooled_output"] for _, e in coded])
-    positive = [[torch.cat([c for c, _ in coded]), {"pooled_output": pooled}]]
-    negative = [[empty, {"pooled_output": extra["pooled_output"]}]]
-    noise = torch.randn((seeds, 3, 64, 64), generator=torch.Generator().manual_seed(0))
-    open_problem = Problem(f"demo {variant} cfg {cfg:g}", model, positive, negative, cfg, noise, noise, 0.0)
+    open_problem = demo_start(variant, cfg, [WORDS[i % len(WORDS)] for i in range(seeds)], seed=0)
     end, coarse = (converge_by_heun(open_problem, n) for n in (steps, steps // 2))
     error = float((end - coarse).square().mean())
-    return Problem(open_problem.name, model, positive, negative, cfg, noise, end, error)
+    return replace(open_problem, end=end, end_error=error)
+
+
+def coded(text: str) -> list:
+    """CONDITIONING of the bundled model."""
+    clip = load_clip()
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def demo_start(variant: str, cfg: float, words: list[str], seed: int) -> Problem:
+    """The bundled model and one start a prompt, not solved yet."""
+    each = [coded(text)[0] for text in words]
+    positive = [[torch.cat([c for c, _ in each]), {"pooled_output": torch.cat([e["pooled_output"] for _, e in each])}]]
+    noise = torch.randn((len(words), 3, 64, 64), generator=torch.Generator().manual_seed(seed))
+    return Problem(f"demo {variant} cfg {cfg:g}", load_model(variant), positive, coded(""), cfg, noise, noise, 0.0)
 
 
 def converge_by_heun(problem: Problem, steps: int) -> Tensor:

@@ -1,0 +1,228 @@
+"""Tune against the best of the host's samplers and schedules in every cell, on seeds and prompts that it never saw.
+
+    python3 run.py python benchmarks/tune.py [--networks demo,mixture] [--cfgs 1,3,5,7.5] [--efforts quick,normal] [--seeds 64]
+
+A cell is a network, a cfg and a number of guided model calls; errors are means over the seeds of the mean squared
+distance to the converged latent. The rival of a cell is the best there of ten samplers on nine schedules, ends at small
+sigmas included: all on 16 seeds, the best five on all. They take hours on a CPU, so those that
+results/host_best.json has for as many seeds are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from support.host import start_host
+from torch import Tensor
+
+logging.basicConfig(level=logging.ERROR)
+start_host()
+import comfy.samplers  # noqa: E402
+from fewstep.nodes.host.boost import Boost, boosted  # noqa: E402
+from fewstep.nodes.host.guiders import guider_for  # noqa: E402
+from fewstep.nodes.host.noise_law import noise_law  # noqa: E402
+from fewstep.nodes.host.schedules import shift_of  # noqa: E402
+from fewstep.nodes.measuring.running import inside_sampling  # noqa: E402
+from fewstep.nodes.measuring.search import three_means  # noqa: E402
+from fewstep.nodes.measuring.tune import Kept, Request, tune  # noqa: E402
+from fewstep.schedulers.tuning.path import followed  # noqa: E402
+from fewstep.schedulers.tuning.tuning import Tuning  # noqa: E402
+from problems import Problem, coded, demo_start, mixture_problem, run  # noqa: E402
+from support.host_mixture import label_conditioning  # noqa: E402
+
+RESULTS = Path(__file__).with_name("results")
+CALLS = (4, 5, 6, 8, 10, 12, 15, 20)
+SEEN = ["red apple", "blue heart", "cat face"]
+UNSEEN = ["violin", "green leaf", "dog face", "pizza", "octopus", "crown", "umbrella", "banana", "tiger", "snowman",
+          "guitar", "crying face", "mushroom", "balloon", "cherries", "fox", "whale", "strawberry", "tulip", "koala",
+          "cactus", "bread", "cookie", "angry face", "full moon", "sun", "ghost", "carrot", "turtle", "drum",
+          "soccer ball", "necktie"]  # fmt: skip
+SAMPLERS = "euler lms dpmpp_2m ipndm ipndm_v deis res_multistep gradient_estimation uni_pc uni_pc_bh2".split()
+SCHEDULERS = "simple sgm_uniform karras exponential ddim_uniform beta normal linear_quadratic kl_optimal".split()
+ENDS = (0.03, 0.02, 0.01, 0.005)  # noise-to-signal
+FEW, CUT, FINALISTS = 16, 4, 5  # seeds of the first round; schedules that are also tried with other ends; last round
+SEED = 12345
+Errors = list[float]  # geometric mean, mean, median
+
+
+def problem(network: str, cfg: float, seeds: int) -> Problem:
+    """Solved: the bundled network by the teacher of Tune in 200 steps, which Heun in 400 confirms to 1e-6."""
+    family, kind = network.split()
+    if family == "mixture":
+        return mixture_problem(kind, cfg, seeds)
+    start = demo_start(kind, cfg, [UNSEEN[i % len(UNSEEN)] for i in range(seeds)], SEED)
+    end, coarse = (converged(start, steps) for steps in (200, 120))
+    return replace(start, end=end, end_error=float((end - coarse).square().mean()))
+
+
+def converged(start: Problem, steps: int) -> Tensor:
+    law, top = noise_law(start.sampling), float(start.sampling.sigma_max)
+    guider = guider_for(start.model, start.positive, start.negative, start.cfg)
+    shift = shift_of(start.sampling, law)
+
+    def work(denoise, x: Tensor) -> Tensor:
+        return followed(denoise, x, law, steps, top, shift, "cpu").end.clone()
+
+    return inside_sampling(guider, start.noise, [top, 0.0], work, 0)
+
+
+def errors(of: Problem, sampler, sigmas: Tensor) -> Errors:
+    drawn, _ = run(of, sampler, sigmas)
+    return three_means((drawn.cpu() - of.end.cpu()).double().square().flatten(1).mean(1))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The host's best
+
+
+def host_best(of: Problem, calls: int) -> dict[str, Errors]:
+    """The errors of the best, by name."""
+    few = first_of(of, FEW)
+    tried: dict[str, tuple[float, str, Tensor]] = {}
+
+    def attempt(name: str, sampler: str, sigmas: Tensor) -> None:
+        found = errors(few, comfy.samplers.sampler_object(sampler), sigmas)[0]
+        tried[name] = (found, sampler, sigmas)
+
+    for sampler, scheduler in itertools.product(SAMPLERS, SCHEDULERS):
+        sigmas = comfy.samplers.KSampler(of.model, calls, of.model.load_device, sampler, scheduler).sigmas
+        if len(sigmas) - 1 <= calls:
+            attempt(f"{sampler} {scheduler}", sampler, sigmas)
+    law = noise_law(of.sampling)
+    for name in best_names(tried, CUT):
+        _, sampler, sigmas = tried[name]
+        for end in ENDS:
+            if law.sigma(end) < float(sigmas[-2]):
+                attempt(f"{name}, to {end:g}", sampler, torch.cat([sigmas[:-1], sigmas.new_tensor([law.sigma(end)])]))
+    return {
+        name: errors(of, comfy.samplers.sampler_object(tried[name][1]), tried[name][2])
+        for name in best_names(tried, FINALISTS)
+    }
+
+
+def best_names(tried: dict[str, tuple[float, str, Tensor]], count: int) -> list[str]:
+    return sorted(tried, key=lambda name: tried[name][0])[:count]
+
+
+def first_of(of: Problem, count: int) -> Problem:
+    """The same, with fewer seeds."""
+
+    def cut(conditioning: list) -> list:
+        return [
+            [c[:count], {k: v[:count] if torch.is_tensor(v) else v for k, v in more.items()}]
+            for c, more in conditioning
+        ]
+
+    sides = (cut(side) for side in (of.positive, of.negative))
+    positive, negative = sides
+    return replace(of, positive=positive, negative=negative, noise=of.noise[:count], end=of.end[:count])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ours
+
+
+def tuned(network: str, of: Problem, effort: str) -> Tuning:
+    """On prompts and seeds of its own."""
+    if network.startswith("demo"):
+        first, *further = (coded(text) for text in SEEN[: 2 if effort == "quick" else 3])
+        negative = coded("")
+    else:
+        first, *further = (label_conditioning([label]) for label in (0, 3, 5)[: 2 if effort == "quick" else 3])
+        negative = label_conditioning([-1])
+    prompts = tuple((prompt, negative) for prompt in further)
+    latent = torch.zeros(1, *of.noise.shape[1:])
+    return tune(Request(of.model, first, negative, of.cfg, latent, 0, effort, prompts=prompts), Kept(), None)
+
+
+def boosted_errors(of: Problem, tuning: Tuning | None) -> dict[int, Errors]:
+    """What a KSampler with euler simple draws behind Boost."""
+    ours = replace(of, model=boosted(of.model, Boost(tuning=tuning)))
+    euler = comfy.samplers.sampler_object("euler")
+    device = of.model.load_device
+    schedules = {n: comfy.samplers.KSampler(of.model, n, device, "euler", "simple").sigmas for n in CALLS}
+    return {calls: errors(ours, euler, sigmas) for calls, sigmas in schedules.items()}
+
+
+def rows(network: str, cfg: float, seeds: int, efforts: Sequence[str], known: dict, say: Callable[[str], None]) -> list:
+    of = problem(network, cfg, seeds)
+    say(f"{network} cfg {cfg:g}: converged to {of.end_error:.1e}")
+    found = {"unmeasured": boosted_errors(of, None)}
+    spent = {}
+    for effort in efforts:
+        began = time.monotonic()
+        tuning = tuned(network, of, effort)
+        spent[effort] = {"calls": tuning.facts["calls"], "seconds": round(time.monotonic() - began, 1)}
+        found[effort] = boosted_errors(of, tuning)
+        say(f"{network} cfg {cfg:g} {effort}: {spent[effort]}, used at {tuning.used}")
+    made = []
+    for calls in CALLS:
+        best = known.get((network, cfg, calls, seeds)) or host_best(of, calls)
+        ours = {name: by_calls[calls] for name, by_calls in found.items()}
+        made.append(
+            {"network": network, "cfg": cfg, "calls": calls, "seeds": seeds, "end_error": of.end_error,
+             "host": best, "ours": ours, "spent": spent}  # fmt: skip
+        )
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The table
+
+
+def share(row: dict, way: str) -> float:
+    """Of the geometric mean of the host's best."""
+    return row["ours"][way][0] / min(means[0] for means in row["host"].values())
+
+
+def table(found: list[dict], way: str) -> str:
+    numbers = sorted({row["calls"] for row in found})
+    lines = ["| network, cfg | " + " | ".join(map(str, numbers)) + " |", "|---" * (len(numbers) + 1) + "|"]
+    for network, cfg in dict.fromkeys((row["network"], row["cfg"]) for row in found):
+        own = {row["calls"]: row for row in found if (row["network"], row["cfg"]) == (network, cfg)}
+        cells = (f"{own[n]['ours'][way][0]:.1e} ({share(own[n], way):.0%})" if n in own else "" for n in numbers)
+        lines.append(f"| {network}, {cfg:g} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def summary(found: list[dict], way: str) -> str:
+    parts = []
+    for numbers in ((4, 5, 6, 8, 10), (12, 15, 20)):
+        shares = torch.tensor([share(row, way) for row in found if row["calls"] in numbers])
+        if len(shares):
+            mean = float(shares.log().mean().exp())
+            parts.append(f"{numbers[0]} to {numbers[-1]} calls: {mean:.0%} in the mean, at worst {shares.max():.0%}")
+    return f"{way}: " + "; ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="demo eps,demo flow,mixture eps,mixture flow")
+    parser.add_argument("--cfgs", default="1,3,5,7.5")
+    parser.add_argument("--efforts", default="quick,normal")
+    parser.add_argument("--seeds", type=int, default=64)
+    parser.add_argument("--out", type=Path, default=Path("tune.json"), help="all figures, as JSON")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    stored = json.loads((RESULTS / "host_best.json").read_text(encoding="utf-8"))
+    known = {(r["network"], r["cfg"], r["calls"], r["seeds"]): r["errors"] for r in stored}
+    efforts, found = args.efforts.split(","), []
+    with torch.no_grad():
+        for network, cfg in itertools.product(args.networks.split(","), map(float, args.cfgs.split(","))):
+            found += rows(network, cfg, args.seeds, efforts, known, lambda text: print(text, flush=True))
+            args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    for way in ("unmeasured", *efforts):
+        print(table(found, way), summary(found, way), sep="\n\n", end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
