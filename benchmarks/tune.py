@@ -1,6 +1,6 @@
 """Tune against the best of the host's samplers and schedules in every cell, on seeds and prompts that it never saw.
 
-    python3 run.py python benchmarks/tune.py [--networks demo,mixture] [--cfgs 1,3,5,7.5] [--efforts quick,normal] [--seeds 64]
+    python3 run.py python benchmarks/tune.py [--networks "demo eps,demo flow"] [--cfgs 1,5] [--efforts quick,normal]
 
 A cell is a network, a cfg and a number of guided model calls; errors are means over the seeds of the mean squared
 distance to the converged latent. The rival of a cell is the best there of ten samplers on nine schedules, ends at small
@@ -169,8 +169,16 @@ def rows(network: str, cfg: float, seeds: int, efforts: Sequence[str], known: di
         best = known.get((network, cfg, calls, seeds)) or host_best(of, calls)
         ours = {name: by_calls[calls] for name, by_calls in found.items()}
         made.append(
-            {"network": network, "cfg": cfg, "calls": calls, "seeds": seeds, "end_error": of.end_error,
-             "host": best, "ours": ours, "spent": spent}  # fmt: skip
+            {
+                "network": network,
+                "cfg": cfg,
+                "calls": calls,
+                "seeds": seeds,
+                "end_error": of.end_error,
+                "host": best,
+                "ours": ours,
+                "spent": spent,
+            }  # fmt: skip
         )
     return made
 

@@ -28,7 +28,7 @@ from ...schedulers.recipe import recipe_between
 from ...schedulers.tuning.tuning import Tuning
 from .deis import deis_sampler
 from .dpm_solver_v3 import Choice, dpm_solver_v3_sampler
-from .guiders import identify_guided
+from .guiders import Recognised
 from .identity import BOOST
 from .loading import searched
 from .noise_law import noise_law
@@ -146,6 +146,7 @@ class Boost:
     tuning: Tuning | None = None
     report: Report | None = None
     nodes: Mapping[str, Any] = field(default_factory=dict)
+    recognised: Recognised = field(default_factory=Recognised)
 
     def __call__(self, executor, noise: Tensor, latent_image: Tensor, sampler, sigmas: Tensor, *args, **given):
         if not measures(sampler):
@@ -168,7 +169,7 @@ class Boost:
     def chosen(self, run: Run) -> Instead:
         """Raises ValueError where there is nothing to exchange, or where it cannot be."""
         if self.sampler is None and self.sigmas is None and self.schedule is None:
-            return by_recipe(run, self.report) if self.tuning is None else by_tuning(run, self.tuning, self.report)
+            return self.by_tuning(run) if self.tuning else by_recipe(run, self.report)
         solver = run.sampler if self.sampler is None else self.sampler
         if self.sampler is None and self.schedule and not why_theirs(run.sampler):
             solver = solver_named(self.schedule.facts["solver"], run.sampler, self.report)
@@ -186,8 +187,21 @@ class Boost:
             if len(sigmas) < 2:
                 raise ValueError(f"the connected sigmas are {len(sigmas)}; a schedule has two or more.")
             return run.curve(sigmas), ()
-        curve, remarks = searched(self.schedule, identify_guided(run.guider), run.law, steps)
+        curve, remarks = searched(self.schedule, self.recognised(run.guider), run.law, steps)
         return curve, tuple(remarks[1:])
+
+    def by_tuning(self, run: Run) -> Instead:
+        """The table for the run's calls, or what needs no measurement. Raises ValueError for a sampler that stays."""
+        if why := why_theirs(run.sampler):
+            raise ValueError(why)
+        here, shift = self.recognised(run.guider), shift_of(run.sampling, run.law)
+        chosen = choose(self.tuning, here, run.law, shift, (run.sigmas[0], run.sigmas[-1]), run.calls)
+        if chosen.table is None:
+            own = by_recipe(run, self.report)
+            return Instead(own.sampler, own.sigmas, (*chosen.remarks, *own.remarks))
+        sampler = tuned_sampler(self.tuning, self.report)
+        sampler.inpaint_options = run.sampler.inpaint_options
+        return Instead(sampler, chosen.sigmas, chosen.remarks)
 
     def say(self, text: str) -> None:
         """On the node, with the name of the node that samples, where the graph tells it."""
@@ -294,20 +308,6 @@ def by_recipe(run: Run, report: Report | None) -> Instead:
     sampler.inpaint_options = run.sampler.inpaint_options
     remarks = (DISTILLED,) if run.cfg == 1 and run.calls <= FEW else ()
     return Instead(sampler, own.sigmas(run.law, first, last, run.calls), remarks)
-
-
-def by_tuning(run: Run, tuning: Tuning, report: Report | None) -> Instead:
-    """The table for the run's calls, or what needs no measurement. Raises ValueError for a sampler that stays."""
-    if why := why_theirs(run.sampler):
-        raise ValueError(why)
-    here, shift = identify_guided(run.guider), shift_of(run.sampling, run.law)
-    chosen = choose(tuning, here, run.law, shift, (run.sigmas[0], run.sigmas[-1]), run.calls)
-    if chosen.table is None:
-        own = by_recipe(run, report)
-        return Instead(own.sampler, own.sigmas, (*chosen.remarks, *own.remarks))
-    sampler = tuned_sampler(tuning, report)
-    sampler.inpaint_options = run.sampler.inpaint_options
-    return Instead(sampler, chosen.sigmas, chosen.remarks)
 
 
 def solver_named(name: str, theirs: Any, report: Report | None) -> Any:

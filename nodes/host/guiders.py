@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import weakref
 from typing import Any
 
 import comfy.samplers
@@ -91,6 +92,24 @@ def has_two_sides(guider: comfy.samplers.CFGGuider) -> bool:
 def identify_guided(guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
     """`identify` of its model, and how it guides. guider: empty for the ordinary kind."""
     return identify(guider.model_patcher) | {"cfg": cfg_of(guider), "guider": guider_fact(guider)}
+
+
+class Recognised:
+    """`identify_guided`, remembered of a MODEL with its patches: to walk all modules of a large one takes seconds.
+
+    Whatever the host or a pack changes on a MODEL, it changes on a clone.
+    """
+
+    def __init__(self) -> None:
+        self.models: weakref.WeakKeyDictionary[ModelPatcher, tuple[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+    def __call__(self, guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
+        model = guider.model_patcher
+        patches, facts = self.models.get(model, (None, {}))
+        if patches != model.patches_uuid:
+            facts = identify(model)
+            self.models[model] = (model.patches_uuid, facts)
+        return facts | {"cfg": cfg_of(guider), "guider": guider_fact(guider)}
 
 
 def numbers_of(guider: comfy.samplers.CFGGuider) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 Step by step, on the student's own states and answers, so that a row also mends what the rows before it did wrong:
 
-    min over w  sum_b v_b |x*_b(t) - A_b w|^2 / n + ridge d |w - w0|^2
+    min over w  sum_b v_b |x*_b(t) - A_b w|^2 / n + h |w - w0|^2
 
 x*: the converged run; A_b: the columns x, x0 and push of the latest answers, n numbers each; w0: a formula's weights;
-d: the mean square of the newest x0. One scale for all columns: answers that are nearly one have small differences, and
-a ridge in the size of those let weights of thousands cancel on the runs of the fit, and not on others.
+h: HELD times the median of r_b, what the formula's step misses. One h for all columns: answers that are nearly one
+have small differences, and ridges in the size of those let weights of thousands cancel on the runs of the fit alone.
 v_b = 1 / (r_b + median r), normed, with r_b the residual of w0: one run that falls into another picture must not
 decide. A closed form; a few runs are enough, because each has thousands of numbers and a row few weights.
 """
@@ -25,10 +25,12 @@ from ...samplers.table import Answers, Row, Table
 from .path import Path
 
 ORDER = 4  # answers in a row
-RIDGE = 2e-4  # of 1e-5 to 1e-2, on exact mixtures and the bundled network: there 1e-3 is best, here 1e-4
+# Of .003 to .1, and of a fixed h from 1e-5 to 1e-2, on exact mixtures and the bundled network at 4 to 10 calls: .03 and
+# .1 were best in nearly all. LEAST, of the mean square of the newest x0, keeps two columns apart that are one.
+HELD, LEAST = 0.05, 1e-7
 
 
-def fitted(columns: Sequence[Tensor], target: Tensor, prior: Tensor, ridge: float = RIDGE) -> Tensor:
+def fitted(columns: Sequence[Tensor], target: Tensor, prior: Tensor) -> Tensor:
     """w (columns,), float64 on the CPU, of columns (B, ...), x and then the newest x0 first, and target (B, ...)."""
     a = torch.stack([column.flatten(1) for column in columns], -1)
     gram, onto, size = normal_equations(a, target.flatten(1))
@@ -37,9 +39,8 @@ def fitted(columns: Sequence[Tensor], target: Tensor, prior: Tensor, ridge: floa
     trust = 1 / (residual + residual.median()).clamp(min=1e-30)
     trust = trust / trust.sum()
     gram, onto = torch.einsum("b,bij->ij", trust, gram), trust @ onto
-    scale = gram[1, 1].clamp(min=1e-30)
-    held = ridge * scale * torch.eye(len(gram), dtype=gram.dtype)
-    return prior + torch.linalg.solve(gram + held, onto - gram @ prior)
+    held = HELD * residual.median().clamp(min=0) + LEAST * gram[1, 1].clamp(min=1e-30)
+    return prior + torch.linalg.solve(gram + held * torch.eye(len(gram), dtype=gram.dtype), onto - gram @ prior)
 
 
 def normal_equations(a: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,7 +30,7 @@ from .fit import ORDER, fitted, formula, in_double
 from .path import Path
 
 SMALLEST = 1e-13  # of a Gram matrix's eigenvalues, as a share of the largest: below it is rounding
-CENTRES, WIDTHS, RESTS = (0.7, 1.0, 1.65, 2.86, 4.5, 8.0), (1.5, 1.9, 2.4), (0.0, 0.03)
+CENTRES, WIDTHS, RESTS = (0.7, 1.0, 1.65, 2.86, 4.5, 8.0), (1.5, 1.9, 2.4), (0.0, 0.03, 0.01)
 ROOTS = (4, 7)  # of EDM's places, to RESTS
 LEAST_RATIO, MOST_RATIO = 1e-3, 1e3
 NOT_AT_ALL = 1e-6  # mean square of an error that says nothing of J
