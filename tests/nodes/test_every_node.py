@@ -27,7 +27,7 @@ from torch import Tensor
 pytestmark = pytest.mark.usefixtures("host")
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 LONG = "FEWSTEP_LONG" in os.environ
-MEASURING = ("FewStepEstimateStatistics", "FewStepSearchSchedule", "FewStepMeasureSpread")
+MEASURING = ("FewStepEstimateStatistics", "FewStepSearchSchedule", "FewStepMeasureSpread", "FewStepTune")
 QUICK = [
     "FewStepBoost",
     "FewStepDemoModel",
@@ -38,6 +38,7 @@ QUICK = [
     "FewStepLoadGMFlow",
     "FewStepLoadSchedule",
     "FewStepLoadStatistics",
+    "FewStepLoadTuning",
     "FewStepProbabilisticGuidance",
     "FewStepPromptList",
     "FewStepRestartInterval",
@@ -45,6 +46,7 @@ QUICK = [
     "FewStepRestartKSamplerAdvanced",
     "FewStepRestartSampler",
     "FewStepRestartSchedule",
+    "FewStepTunedSampler",
     "FewStepTwoExperts",
 ]
 SMALL = {
@@ -55,6 +57,7 @@ SMALL = {
     "trajectories": (2, 3),
     "polish": (0, 1),
 }
+AFFORDABLE = {"effort": ("quick",)}  # of a combo's options
 SELDOM_MISSING = ("model", "positive", "negative", "latent_image")  # optional, because a guider may stand for most
 SEGMENTS = ("", "default", "a1111", "[3, 1, 0.1, 0.8]", '[2, 2, -100, "50%"], default', "[3, 1, 0, 30]", "[9, 9, 9")
 ODD_NUMBERS = (-1, 0, 1, 2, 3, 2**70, -(2**70))
@@ -107,6 +110,14 @@ def searched():
     latent = torch.zeros(1, 3, 8, 8)
     request = Request(model, positive, negative, 3.0, latent, 0, 3, "dpmpp_2m", 20, 2, polish=0)
     return search_schedule(request, Kept(), None)
+
+
+@cache
+def tuned():
+    from fewstep.nodes.measuring.tune import Kept, Request, tune
+
+    model, positive, negative = demo("flow")
+    return tune(Request(model, positive, negative, 3.0, torch.zeros(1, 3, 8, 8), 0, "quick"), Kept(), None)
 
 
 def samplers() -> st.SearchStrategy:
@@ -163,7 +174,7 @@ def sockets() -> dict[str, st.SearchStrategy]:
         "FEWSTEP_STATISTICS": st.just(statistics()),
         "FEWSTEP_SPREAD": st.just(spread()),
         "FEWSTEP_SCHEDULE": st.just(searched()),
-        "FEWSTEP_TUNING": st.none(),
+        "FEWSTEP_TUNING": st.just(tuned()),
     }
 
 
@@ -171,7 +182,7 @@ def widget(spec, odd: bool) -> st.SearchStrategy:
     """Values of one widget by its schema; odd: those that no widget would give."""
     kind = spec.io_type
     if kind == "COMBO":
-        options = [str(option) for option in spec.options or []]
+        options = AFFORDABLE.get(spec.id, [str(option) for option in spec.options or []])
         return st.sampled_from(options) if options and not odd else st.sampled_from(ODD_WORDS)
     if kind == "BOOLEAN":
         return st.booleans()

@@ -92,6 +92,9 @@ CONTRACT = {
         ["sampler"],
         ["LATENT", "LATENT"],
     ),
+    "FewStepTune": (["cfg", "seed", "effort"], [*SOCKETS, "save_as", "guider", "prompts"], ["FEWSTEP_TUNING"]),
+    "FewStepLoadTuning": (["name"], [], ["FEWSTEP_TUNING"]),
+    "FewStepTunedSampler": (["tuning", "model", "steps", "denoise"], [], ["SAMPLER", "SIGMAS"]),
     "FewStepTwoExperts": (
         ["model_high", "model_low", "positive", "negative", "cfg_high", "cfg_low", "boundary"],
         [],

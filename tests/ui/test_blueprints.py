@@ -32,11 +32,13 @@ def node(number: int, kind: str, place: tuple[int, int], inputs=(), outputs=(), 
 
 
 def made_small(blueprint: dict) -> dict:
-    """A search of seconds instead of minutes."""
+    """A search, or a tuning, of seconds instead of minutes."""
     for part in (part for graph in blueprint["definitions"]["subgraphs"] for part in graph["nodes"]):
         if part["type"] == "FewStepSearchSchedule":
             assert part["widgets_values"][4:8] == [100, 8, "auto", 4]
             part["widgets_values"][4:8] = [20, 2, "auto", 0]
+    (outside,) = blueprint["nodes"]
+    outside["widgets_values"] = ["quick" if value == "normal" else value for value in outside["widgets_values"]]
     return blueprint
 
 

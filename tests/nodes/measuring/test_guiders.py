@@ -323,7 +323,9 @@ def test_what_is_no_guider_is_said(name):
         run(name, None)
 
 
-@pytest.mark.parametrize("name", ["FewStepEstimateStatistics", "FewStepSearchSchedule", "FewStepMeasureSpread"])
+@pytest.mark.parametrize(
+    "name", ["FewStepEstimateStatistics", "FewStepSearchSchedule", "FewStepMeasureSpread", "FewStepTune"]
+)
 def test_the_nodes_say_what_is_missing(name):
     node_class = of_the_pack()[name]
     widgets = {spec.id: spec.default for spec in node_class.define_schema().inputs if hasattr(spec, "default")}

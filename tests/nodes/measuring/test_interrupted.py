@@ -1,4 +1,4 @@
-"""Estimate, search and spread, stopped at one model call after another: what is kept, and what the next queue finds.
+"""Estimate, search, spread and tune, stopped at one model call after another: what is kept, what the next queue finds.
 
 A stride in the suite; every call with FEWSTEP_LONG=1.
 """
@@ -32,19 +32,21 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "FewStepEstimateStatistics": ESTIMATE,
     "FewStepMeasureSpread": {"images": 3, "levels": 6},
     "FewStepSearchSchedule": SEARCH,
+    "FewStepTune": {"effort": "quick"},
 }
 KEPT = {  # model calls after which something is finished, and how many at least are spared then
     "FewStepEstimateStatistics": (13, 13),
     "FewStepMeasureSpread": (26, 26),
     "FewStepSearchSchedule": (21, 19),
+    "FewStepTune": (34, 34),
 }
 
 
 def forget() -> None:
     """All interrupted work."""
-    from fewstep.nodes import dpm_solver_v3, guidance, optimal_steps
+    from fewstep.nodes import dpm_solver_v3, guidance, optimal_steps, tune
 
-    for module in (dpm_solver_v3, guidance, optimal_steps):
+    for module in (dpm_solver_v3, guidance, optimal_steps, tune):
         module.interrupted.works.clear()
 
 
@@ -66,9 +68,10 @@ def model():
 
 
 def node_class(name: str):
-    from fewstep.nodes import dpm_solver_v3, guidance, optimal_steps
+    from fewstep.nodes import dpm_solver_v3, guidance, optimal_steps, tune
 
-    (found,) = (vars(module)[name] for module in (dpm_solver_v3, guidance, optimal_steps) if name in vars(module))
+    modules = (dpm_solver_v3, guidance, optimal_steps, tune)
+    (found,) = (vars(module)[name] for module in modules if name in vars(module))
     return type(name, (found,), {"hidden": SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)})
 
 
@@ -112,6 +115,11 @@ def numbers_of(result) -> list[float]:
         return [*result.statistics.l.flatten().tolist(), *result.statistics.s.flatten().tolist(), *checks]
     if hasattr(result, "squares"):
         return [*result.squares.tolist(), result.facts["check"]]
+    if hasattr(result, "tables"):
+        checks = [e for checked in result.facts["check"].values() for errors in checked.values() for e in errors]
+        return [
+            number for tensor in result.calibration().tensors.values() for number in tensor.flatten().tolist()
+        ] + checks
     compared = [error for errors in result.facts["compared"].values() for error in errors]
     return [sigma for sigmas in result.sigmas.values() for sigma in sigmas] + compared
 
@@ -179,6 +187,7 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
     "FewStepEstimateStatistics": [{"seed": 1}, {"levels": 7}, {"pooling": "channel"}, {"derivative": "forward_mode"}],
     "FewStepMeasureSpread": [{"seed": 1}, {"levels": 7}, {"estimator": "derivative"}, {"images": 2}],
     "FewStepSearchSchedule": [{"seed": 1}, {"solver": "euler"}, {"start": "sigma_max"}, {"polish": 0}],
+    "FewStepTune": [{"seed": 1}, {"cfg": 2.0}],
 }
 
 
