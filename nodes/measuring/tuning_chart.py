@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...schedulers.tuning.tuning import TUNED, UNMEASURED, Tuning
+from ...schedulers.tuning.tuning import NAMES, TUNED, UNMEASURED, Tuning
 from .chart import BLUE, GREY, figure_and_axes, pixels_of
 
 COLORS = {TUNED: BLUE, UNMEASURED: "#e0a458"}
@@ -19,7 +19,7 @@ def tuning_chart(tuning: Tuning) -> tuple[Tensor | None, str]:
     for name, checked in tuning.facts["check"].items():
         numbers = sorted(map(int, checked))
         errors = [max(checked[str(calls)][0], 1e-30) for calls in numbers]
-        axes.plot(numbers, errors, "o-", color=COLORS.get(name, GREY), label=name, markersize=4)
+        axes.plot(numbers, errors, "o-", color=COLORS.get(name, GREY), label=NAMES.get(name, name), markersize=4)
     axes.set_yscale("log")
     axes.set_xlabel("model calls", fontsize=8)
     axes.set_title(f"error on seeds it did not see, {tuning.facts['effort']}", fontsize=10)

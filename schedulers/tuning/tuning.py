@@ -19,6 +19,7 @@ from ...samplers.table import Row, Table
 KIND = "tuning"
 SIGMAS, ROWS = "sigmas ", "rows "  # names of a budget's tensors begin so
 TUNED, UNMEASURED = "tuned", "unmeasured"
+NAMES = {UNMEASURED: "Boost without Tune"}  # for a person
 SHOWN = 12  # lines of the check, on a node
 HIGHEST_OF_FLOW = 1 + 1e-5  # 1, and the host's rounding
 
@@ -71,25 +72,27 @@ class Tuning:
     def sentence(self) -> str:
         """The one a person needs."""
         for calls in (8, 6, 10, *self.used):
-            for rival in self.rivals if calls in self.used else ():
-                checked = self.facts["check"][rival]
-                most = max(map(int, checked))
+            for rival in [*self.rivals, UNMEASURED] if calls in self.used else ():
+                checked, name = self.facts["check"].get(rival, {}), NAMES.get(rival, rival)
+                most = max(map(int, checked), default=0)
                 theirs = self.reaches(calls, rival)
                 if theirs and theirs > calls:
-                    return f"{calls} calls now reach what {rival} reaches with {theirs:.0f}."
-                if (self.error(TUNED, calls) or math.inf) < checked[str(most)][0]:
-                    return f"{calls} calls now come nearer than {rival} with {most}."
+                    return f"{calls} calls now reach what {name} reaches with {theirs:.0f}."
+                if most > calls and (self.error(TUNED, calls) or math.inf) < checked[str(most)][0]:
+                    return f"{calls} calls now come nearer than {name} with {most}."
         return "" if self.used else "No table won its check: nothing was gained on this model."
 
     def describe(self) -> str:
         """For the node: what it is worth, at every number of calls."""
         facts = self.facts
-        head = f"{facts['effort']}: {facts['calls']} model calls of one latent, {guidance_in(facts)}"
+        prompts = f", {facts['prompts']} prompts" if "prompts" in facts else ""
+        head = f"{facts['effort']}: {facts['calls']} model calls of one latent, {guidance_in(facts)}{prompts}"
         lines = [line for line in (self.sentence(), head) if line]
         for calls in sorted(self.tables)[:SHOWN]:
             tuned, without = self.error(TUNED, calls), self.error(UNMEASURED, calls)
             verdict = "used" if calls in self.used else "not used"
-            lines.append(f"{calls} calls: error {told(tuned)}, unmeasured {told(without)}: {verdict}")
+            about = "" if str(calls) in facts["check"].get(UNMEASURED, {}) else "about "
+            lines.append(f"{calls} calls: error {told(tuned)}, without Tune {about}{told(without)}: {verdict}")
         further = [str(calls) for calls in sorted(self.tables)[SHOWN:] if calls in self.used]
         return "\n".join([*lines, f"used too: {', '.join(further)} calls"] if further else lines)
 
