@@ -25,7 +25,7 @@ from ...samplers.table import Answers, Table, step_by_table
 from ...schedulers.optimal_steps.students import Multistep2M, State
 from ...schedulers.recipe import Recipe, recipe
 from ...schedulers.tuning.fit import fit_table
-from ...schedulers.tuning.path import Path, followed
+from ...schedulers.tuning.path import Path, followed, teacher
 from ...schedulers.tuning.propose import Places, Response, ranked, rules, seen_response, shadow
 from ...schedulers.tuning.tuning import TUNED, UNMEASURED, Tuning, or_infinite
 from ..host.answers import apart
@@ -251,7 +251,8 @@ def taught(bench: Bench) -> tuple[Path, int]:
     """
     request, spent, every = bench.request, bench.request.spent, slice(None)
     store = store_for(2 * spent.teacher * spent.latents, bench.x)
-    ask, parts = bench.dealt(every, [request.first, 0.0]), {1}
+    sigmas, _ = teacher(request.law, request.first, spent.teacher, request.shift)
+    ask, parts = bench.dealt(every, sigmas), {1}
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         answer = ask(x, sigma)

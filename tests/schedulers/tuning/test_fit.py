@@ -153,8 +153,8 @@ def test_on_seeds_that_it_did_not_see_a_table_is_nearer_by_a_wide_margin(law, cf
     case, path = seen_and_unseen(law, cfg)
     small = shadow(Path(law, path.sigmas, path.states[:3], path.answers[:3]))
     unseen, end, shares = path.states[3:, 0], path.end[3:], []
-    for calls in (4, 5, 6, 8, 10):
-        (_, places), *_ = ranked(small, rules(law, 1.0), calls, LogisticClock(20.0, 1.2), Response.unknown())
+    for calls in (4, 6, 10):
+        (_, places), *_ = ranked(small, rules(law, 1.0)[::2], calls, LogisticClock(20.0, 1.2), Response.unknown())
         table = case.fitted(path, places, calls)
         shares.append(error(case.by_table(table, unseen), end) / error(case.by_recipe(calls, unseen), end))
     assert max(shares) < 0.8 and math.prod(shares) ** (1 / len(shares)) < 0.2
