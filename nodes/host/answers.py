@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_patcher
@@ -27,8 +27,8 @@ class InParts:
         self.pushes: list[Tensor] = []
         self.mask = extra_args.get("denoise_mask")
         options = dict(extra_args.get("model_options", {}))
-        self.masks = options.get(MASKS)
-        if self.masks is not None:
+        self.masks: Callable[..., Tensor] = options.get(MASKS, lambda sigma, mask, **given: mask)
+        if MASKS in options:
             options[MASKS] = self.masked
         options = comfy.model_patcher.set_model_options_post_cfg_function(options, self.hear)
         self.denoise = denoiser(model, extra_args | {"model_options": options})

@@ -111,7 +111,8 @@ def node(kind: str, patcher, steps: int, denoise: float = 1.0, of: Tuning | None
     from fewstep.nodes.tune import FewStepTunedSampler
 
     hidden = {"hidden": SimpleNamespace(unique_id=None)}
-    output = type("Tuned", (FewStepTunedSampler,), hidden).execute(of or tuning(kind), patcher, steps, denoise)
+    made: Any = type("Tuned", (FewStepTunedSampler,), hidden)
+    output = made.execute(of or tuning(kind), patcher, steps, denoise)
     return *output.args, output.ui["fewstep"][0]
 
 
@@ -164,7 +165,12 @@ def test_the_first_sigma_is_asked_at_as_the_run_has_it_and_once():
     sigmas[0] *= 1 + 2e-4
     asked: list[float] = []
     clone = model("EPS").clone()
-    clone.set_model_sampler_post_cfg_function(lambda args: asked.append(float(args["sigma"][0])) or args["denoised"])
+
+    def look(args):
+        asked.append(float(args["sigma"][0]))
+        return args["denoised"]
+
+    clone.set_model_sampler_post_cfg_function(look)
     drawn(tuning("EPS"), clone, sigmas=torch.tensor(sigmas))
     assert asked == torch.tensor(sigmas[:-1]).tolist()
 
@@ -388,12 +394,12 @@ def test_a_tuning_of_another_kind_of_model_is_refused_in_words(changed, words):
 
 @pytest.mark.parametrize(
     "sampler, words",
-    [("euler_ancestral", "draws noise"), ("dpmpp_2m_sde", "draws noise"), ("euler_cfg_pp", "CFG\\+\\+")],
+    [("euler_ancestral", "draws noise"), ("dpmpp_2m_sde", "draws noise"), ("euler_cfg_pp", "CFG++")],
 )
 def test_samplers_that_stay_the_persons_stay_to_the_bit(sampler, words):
     patcher, report = boosted(tuning())
     assert torch.equal(ksampled(patcher, sampler), ksampled(model(), sampler))
-    assert words.replace("\\", "") in report.entry["text"]
+    assert words in report.entry["text"]
 
 
 def test_a_connected_sampler_or_sigmas_come_before_a_tuning():
@@ -481,7 +487,7 @@ def test_what_other_guidance_does_is_in_the_push(name):
     changed, told = asked_in_parts(on_top(name, guiders.model()), SIGMAS, cfg=7.5)
     plain, _ = asked_in_parts(guiders.model(), SIGMAS, cfg=7.5)
     assert len(told) == 3
-    for answer, before, args in zip(changed, plain, told, strict=True):
+    for answer, args in zip(changed, told, strict=True):
         assert answer.shape == (2, 2, 4, 8, 8) and torch.equal(answer[:, 0], args["denoised"])
         assert (answer[:, 0] - answer[:, 1] - args["uncond_denoised"]).abs().max() < 1e-5
     assert max(float((one[:, 0] - two[:, 0]).abs().max()) for one, two in zip(changed, plain, strict=True)) > 1e-3

@@ -198,7 +198,8 @@ def stopping(patcher, at: int):
     """A clone that is interrupted at guided call `at`, from 1, and the latents of the calls before it."""
     import comfy.model_management
 
-    clone, calls = patcher.clone(), []
+    clone = patcher.clone()
+    calls: list[int] = []
 
     def count(args):
         if len(calls) + 1 == at:
@@ -275,10 +276,11 @@ def test_the_node_goes_on_where_it_was_cancelled_and_finds_its_file(monkeypatch,
     known = {name: paths for name, paths in folder_paths.folder_names_and_paths.items() if name != "fewstep"}
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
     module.interrupted.works.clear()
-    node = type(
+    node: Any = type(
         "Tune", (module.FewStepTune,), {"hidden": SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)}
     )
-    patcher, calls = small.model("FLOW"), []
+    patcher = small.model("FLOW")
+    calls: list[int] = []
     network, at = patcher.model.diffusion_model, [0]
     original, spent = network.denoise, request(patcher, "quick").spent
 
@@ -363,8 +365,14 @@ def test_more_prompts_than_latents_are_refused_in_words(effort):
 
 def test_a_guider_is_the_four_sockets_to_the_bit():
     patcher = guiders.model()
-    four = {"positive": guiders.prompt(0), "negative": guiders.prompt(-1), "cfg": 3.0}
-    through = {"model": None, "positive": None, "negative": None, "cfg": 99.0, "guider": guiders.plain(patcher, 3.0)}
+    four: dict[str, Any] = {"positive": guiders.prompt(0), "negative": guiders.prompt(-1), "cfg": 3.0}
+    through: dict[str, Any] = {
+        "model": None,
+        "positive": None,
+        "negative": None,
+        "cfg": 99.0,
+        "guider": guiders.plain(patcher, 3.0),
+    }
     assert request(patcher, **through).facts == request(patcher, **four).facts
     assert result_of(tuned(patcher, SMALLEST, **through)) == result_of(tuned(patcher, SMALLEST, **four))
 
@@ -426,7 +434,7 @@ def test_latents_of_several_streams():
         exact = GuidedMixture(mixture, FLOW, torch.zeros(2, dtype=torch.long))
         end = converged(exact, start, 1.0 - 1e-6, 1e-7)
         errors.append((streams.square(drawn[number]) - end).square().flatten(1).mean(1))
-    assert mean_of_logs(sum(errors) / 2) == pytest.approx(found.facts["check"]["tuned"]["3"][0], rel=0.25)
+    assert mean_of_logs(torch.stack(errors).mean(0)) == pytest.approx(found.facts["check"]["tuned"]["3"][0], rel=0.25)
 
 
 def test_a_guided_latent_of_several_streams_is_in_two_parts():
