@@ -536,6 +536,23 @@ def test_every_guider_is_asked_in_one_part_or_two(kind):
     assert len({answer.shape[1] for answer in answers}) == 1 and all(answer.isfinite().all() for answer in answers)
 
 
+def test_a_guider_of_several_passes_has_no_one_push():
+    import comfy.samplers
+
+    class Twice(comfy.samplers.CFGGuider):
+        def predict_noise(self, *args, **named):
+            return (super().predict_noise(*args, **named) + super().predict_noise(*args, **named)) / 2
+
+    def guider(patcher):
+        made = Twice(patcher)
+        made.set_conds(guiders.prompt(0), guiders.prompt(-1))
+        made.set_cfg(3.0)
+        return made
+
+    answers, _ = asked_in_parts(model(), SIGMAS, guider=guider)
+    assert [answer.shape[1] for answer in answers] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("kind", ["dual_cfg", "perp_neg"])
 def test_what_was_tuned_through_a_guider_is_drawn_through_it(kind):
     from fewstep.nodes.host.tuned import tuned_sampler

@@ -437,6 +437,17 @@ def test_latents_of_several_streams():
     assert mean_of_logs(torch.stack(errors).mean(0)) == pytest.approx(found.facts["check"]["tuned"]["3"][0], rel=0.25)
 
 
+def test_an_error_is_the_mean_over_streams_of_any_size():
+    from fewstep.nodes.measuring.tune import errors_of
+
+    asked = request(streams.model(), latent=streams.empty())
+    x, target = streams.noise(3, 1), streams.noise(3, 2)
+    target[..., -streams.SIZES[1] :] *= 5
+    each = streams.STREAMS.square_errors(x, target)
+    assert (errors_of(asked, x, target) - each.mean(1)).abs().max() < 1e-5
+    assert (errors_of(asked, x, target) - (x - target).square().flatten(1).mean(1)).abs().max() > 1
+
+
 def test_a_guided_latent_of_several_streams_is_in_two_parts():
     found = tuned(streams.model(), SMALLEST, latent=streams.empty(), cfg=3.0)
     assert found.facts["parts"] == 2 and found.error("tuned", 3) < found.error("unmeasured", 3)

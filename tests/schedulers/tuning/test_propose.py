@@ -298,6 +298,19 @@ def test_what_is_expected_does_not_depend_on_the_order_of_the_runs_or_the_size_o
     assert expected(shadow(twice), sigmas, ANSWERS, RESPONSE) == pytest.approx(one, rel=1e-6)
 
 
+@LAWS
+def test_what_a_step_leaves_is_expected_to_be_carried_to_the_end(law):
+    """Of one run and two steps, E = r1 c(t)^2 + r2 for every response: r1 is the same from any two."""
+    case, path = known(law)
+    small = shadow(Path(law, path.sigmas, path.states[:1], path.answers[:1]))
+    sigmas = (case.first, law.sigma(1.2), 0.0)
+    responses = [Response(LogisticClock(centre, 0.7)) for centre in (0.3, 1.0, 4.0)]
+    claims = [expected(small, sigmas, ANSWERS, response) for response in responses]
+    carried = [response.carried(law, sigmas[1]) ** 2 for response in responses]
+    slopes = [(claims[0] - claims[n]) / (carried[0] - carried[n]) for n in (1, 2)]
+    assert slopes[0] > 1e-6 and slopes[1] == pytest.approx(slopes[0], rel=1e-6)
+
+
 def test_a_linear_models_runs_are_expected_to_cost_next_to_nothing():
     """Answers that are one vector at every sigma: a row of two weights is exact."""
     constant = torch.randn((2, 1, 4, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
