@@ -94,7 +94,16 @@ def is_check_of_tuning(value: Any) -> bool:
 
 
 def is_errors_by_budget(value: Any) -> bool:
-    return isinstance(value, dict) and all(is_budget(n) and is_errors(e) for n, e in value.items())
+    return isinstance(value, dict) and all(is_budget(n) and is_squares(e) for n, e in value.items())
+
+
+def is_squares(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) >= 1 and all(is_number(e, 0, 1e300) or is_lost(e) for e in entry)
+
+
+def is_lost(error: Any) -> bool:
+    """Of a run that led nowhere."""
+    return isinstance(error, float) and (error != error or error == math.inf)
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:

@@ -58,7 +58,9 @@ class Table:
         if len({len(row.weights) for row in self.rows}) != 1 or not 1 <= self.parts <= 2:
             raise ValueError("Every row of a table has weights for the same one or two parts of an answer.")
         for number, row in enumerate(self.rows):
-            if any(not 1 <= len(weights) <= number + 1 for weights in row.weights):
+            if len(set(map(len, row.weights))) != 1:
+                raise ValueError(f"Row {number + 1} of a table has not as many weights for either part of an answer.")
+            if not 1 <= len(row.weights[0]) <= number + 1:
                 raise ValueError(f"Row {number + 1} of a table has weights of answers that are not there yet.")
 
     @property
@@ -78,6 +80,6 @@ def step_by_table(ask: Answers, x: Tensor, table: Table, on_step: OnStep | None 
         answer = ask(x, sigma)
         if on_step:
             on_step(number, sigma, x, answer[0])
-        answers = [answer[: table.parts], *answers][: len(row.weights[0])]
-        x = row(x, answers)
+        answers = [answer[: table.parts], *answers][: table.order]
+        x = row(x, answers[: len(row.weights[0])])
     return x

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...samplers.contract import Denoiser
+from ...samplers.contract import Denoiser, OnStep
 from ...samplers.deis import DEIS
 from ...samplers.noise_law import NoiseLaw
 from ...samplers.sigmas import checked_sigmas, without_repeats
 from ...samplers.table import Table, step_by_table
 from ...schedulers.recipe import recipe_between
 from ...schedulers.tuning.tuning import Tuning
-from .answers import apart, in_parts
+from .answers import InParts, apart
 from .identity import differences
 from .noise_law import noise_law
 from .progress import Report, complain
@@ -63,6 +63,8 @@ def why_not(tuning: Tuning, first: float, last: float, calls: int) -> str:
     if not starts_as(table, first) or last != table.sigmas[-1]:
         whole = f"{table.sigmas[0]:.4g} to {table.sigmas[-1]:g}"
         return f"The tuning is of whole runs, sigma {whole}; this is {first:.4g} to {last:.4g}."
+    if not tuning.used:
+        return "No table of the tuning won its check."
     numbers = ", ".join(map(str, tuning.used))
     if calls not in tuning.tables:
         return f"The tuning has tables for {numbers} calls; this run has {calls}."
@@ -70,12 +72,12 @@ def why_not(tuning: Tuning, first: float, last: float, calls: int) -> str:
 
 
 def table_of(tuning: Tuning, sigmas: Sequence[float]) -> Table | None:
-    """The table of these very sigmas."""
+    """The table of these very sigmas, which are the host's float32 of its own."""
     table = tuning.tables.get(len(sigmas) - 1) if len(sigmas) - 1 in tuning.used else None
     if table is None or not starts_as(table, sigmas[0]):
         return None
     same = (abs(a - b) <= SAME * max(b, SAME) for a, b in zip(sigmas[1:], table.sigmas[1:], strict=True))
-    return table if all(same) else None
+    return replace(table, sigmas=tuple(sigmas)) if all(same) else None
 
 
 def starts_as(table: Table, sigma: float) -> bool:
@@ -101,9 +103,10 @@ def sample_tuned(
     nodes = without_repeats(checked_sigmas(sigmas, law))
     table = table_of(tuning, nodes)
     watch = Reporter(callback, torch.tensor(nodes, dtype=torch.float64), disable)
-    ask = once(in_parts(model, given), x, nodes[0]) if table else in_parts(model, given)
-    if table and table.parts <= ask(x, nodes[0]).shape[1]:
-        end = step_by_table(apart(ask), x, table, on_step=watch)
+    heard = InParts(model, given)
+    ask = once(heard, x, nodes[0]) if table else heard
+    if table and parts_at_first(table) <= ask(x, nodes[0]).shape[1]:
+        end = run_by(table, ask, x, heard, model, watch)
     else:
         told = "this guidance asks for no answer without the prompt" if table else "its sigmas are those of no table"
         complain(report, "Tuned Sampler", f"{len(nodes) - 1} steps without a table: {told}. Nothing measured is used.")
@@ -113,6 +116,27 @@ def sample_tuned(
     for complaint in watch.complaints(end):
         complain(report, "Tuned Sampler", complaint)
     return end
+
+
+def parts_at_first(table: Table) -> int:
+    """Of the first answer: two experts may differ in whether they ask without the prompt, and then the push was 0."""
+    return max(number for number, weights in enumerate(table.rows[0].weights, 1) if number == 1 or any(weights))
+
+
+def run_by(table: Table, ask: Denoiser, x: Tensor, heard: InParts, model, watch: OnStep) -> Tensor:
+    """The end of a run by table. What a mask keeps is kept exactly: weights of a table need not add up to 1."""
+    last = x
+
+    def on_step(step: int, sigma: float, x: Tensor, denoised: Tensor) -> None:
+        nonlocal last
+        last = x
+        watch(step, sigma, x, denoised)
+
+    end = step_by_table(apart(ask, table.parts), x, table, on_step=on_step)
+    if heard.mask is None or table.sigmas[-1]:
+        return end
+    row = table.rows[-1]
+    return end + (1 - heard.mask) * ((1 - sum(row.weights[0])) * model.latent_image - row.kept * last)
 
 
 def once(ask: Denoiser, x: Tensor, sigma: float) -> Denoiser:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...samplers.contract import Denoiser
 from ...samplers.streams import ALONE, Streams
-from ..host.answers import in_parts
+from ..host.answers import InParts
 from ..host.progress import show_text
 from ..host.prompts import dealt
 from ..host.sampler import denoiser
@@ -89,7 +89,7 @@ class HostDenoiser:
         self.denoise, self.options = denoiser(model, extra_args), extra_args.setdefault("model_options", {})
         self.guider = model.inner_model
         self.options.setdefault("transformer_options", {})  # where `announce` tells of the schedule
-        self.in_parts = in_parts(model, extra_args)  # the same with what guidance did to it, (B, parts, ...)
+        self.in_parts = InParts(model, extra_args)  # the same with what guidance did to it, (B, parts, ...)
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         return self.denoise(x, sigma)

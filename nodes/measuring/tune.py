@@ -25,9 +25,9 @@ from ...samplers.table import Answers, Table, step_by_table
 from ...schedulers.optimal_steps.students import Multistep2M, State
 from ...schedulers.recipe import Recipe, recipe
 from ...schedulers.tuning.fit import fit_table
-from ...schedulers.tuning.path import Path, followed
-from ...schedulers.tuning.propose import Places, Response, ranked, rules, seen_response, shadow
-from ...schedulers.tuning.tuning import TUNED, UNMEASURED, Tuning
+from ...schedulers.tuning.path import Path, followed, teacher
+from ...schedulers.tuning.propose import Places, Response, best_of_families, ranked, rules, seen_response, shadow
+from ...schedulers.tuning.tuning import TUNED, UNMEASURED, Tuning, or_infinite
 from ..host.answers import apart
 from ..host.noise_law import noise_law
 from ..host.schedules import shift_of
@@ -138,7 +138,7 @@ class Kept:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Everything that the parts share. x: of all latents, those for the fits first."""
+    """Everything that the work shares. x: of all latents, those for the fits first."""
 
     request: Request
     ask: Denoiser  # in parts, see nodes.host.answers
@@ -146,6 +146,7 @@ class Bench:
     deal: Callable[[Denoiser, Sequence[int]], Denoiser]
     announce: Callable[[Sequence[float]], None]
     enter: Callable[[str], None]
+    parts: int = 2  # of an answer that are told apart: as many as the teacher was answered at any sigma
 
     @property
     def fitted(self) -> slice:
@@ -157,12 +158,15 @@ class Bench:
 
     def answers(self, part: slice, sigmas: Sequence[float]) -> Answers:
         """The model, for some of the latents, each under its own prompt. The next calls are of a schedule."""
-        self.announce(sigmas)
-        return apart(self.deal(self.ask, self.request.dealt(self.numbers[part])))
+        return apart(self.dealt(part, sigmas), self.parts)
 
     def denoise(self, part: slice, sigmas: Sequence[float]) -> Denoiser:
-        ask = self.answers(part, sigmas)
-        return lambda x, sigma: ask(x, sigma)[0]
+        ask = self.dealt(part, sigmas)
+        return lambda x, sigma: ask(x, sigma)[:, 0]
+
+    def dealt(self, part: slice, sigmas: Sequence[float]) -> Denoiser:
+        self.announce(sigmas)
+        return self.deal(self.ask, self.request.dealt(self.numbers[part]))
 
     @property
     def numbers(self) -> list[int]:
@@ -212,7 +216,8 @@ def phases(bench: Bench, kept: Kept) -> Tuning:
     """The teacher, a first student that shows J, the tables, and the check."""
     request, spent = bench.request, bench.request.spent
     bench.enter("following the teacher")
-    path = kept.once("teacher", lambda: taught(bench))
+    path, parts = kept.once("teacher", lambda: taught(bench))
+    bench = replace(bench, parts=parts)
     seen = replace(path, states=path.states[bench.fitted], answers=path.answers[bench.fitted])
     small = shadow(seen)
     tables: dict[int, Table] = {}
@@ -220,17 +225,17 @@ def phases(bench: Bench, kept: Kept) -> Tuning:
     chosen: dict[int, Places] = {}
     response = Response.unknown()
     for calls in order_of(spent):
-        bench.enter(f"fitting {calls} calls")
         candidates = candidates_for(request, small, calls, chosen, response)
-        best = min((fit_once(bench, kept, seen, calls, one) for one in candidates), key=lambda fit: fit.error)
+        best = min(
+            (fit_once(bench, kept, seen, calls, one) for one in candidates), key=lambda fit: or_infinite(fit.error)
+        )
         tables[calls], names[str(calls)] = best.table, best.places.name
         if calls in spent.tried:
             chosen[calls] = best.places
         if response.is_unknown and len(best.seen) > 1:
             response = Response.of(best.seen)
-    bench.enter("checking the tables")
-    check = kept.once("check", lambda: checked(bench, path.end[bench.checked], dict(sorted(tables.items()))))
-    found = {"check": check, "places": names, "parts": next(iter(tables.values())).parts, "calls": spent.calls}
+    check = checked(bench, kept, path.end[bench.checked], dict(sorted(tables.items())))
+    found = {"check": check, "places": names, "parts": parts, "calls": spent.calls}
     return Tuning(dict(sorted(tables.items())), request.facts | found)
 
 
@@ -239,15 +244,25 @@ def order_of(spent: Effort) -> list[int]:
     return [*spent.tried, *(calls for calls in spent.budgets if calls not in spent.tried)]
 
 
-def taught(bench: Bench) -> Path:
-    """The converged runs of all latents. Raises ValueError where the model's answers lead nowhere."""
+def taught(bench: Bench) -> tuple[Path, int]:
+    """The converged runs of all latents, and how many parts the answers had, at most.
+
+    Raises ValueError where the model's answers lead nowhere.
+    """
     request, spent, every = bench.request, bench.request.spent, slice(None)
     store = store_for(2 * spent.teacher * spent.latents, bench.x)
-    denoise = bench.denoise(every, [request.first, 0.0])
+    sigmas, _ = teacher(request.law, request.first, spent.teacher, request.shift)
+    ask, parts = bench.dealt(every, sigmas), {1}
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        answer = ask(x, sigma)
+        parts.add(answer.shape[1])
+        return answer[:, 0]
+
     path = followed(denoise, bench.x, request.law, spent.teacher, request.first, request.shift, store)
     what = f"The teacher of {spent.teacher} steps, at cfg {request.cfg:g},"
     check_reached(path.end, what, "Lower the cfg, and check the model's shift.", request.streams)
-    return path
+    return path, max(parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,6 +276,7 @@ class Fit:
 
 
 def fit_once(bench: Bench, kept: Kept, path: Path, calls: int, places: Places) -> Fit:
+    bench.enter(f"fitting {calls} calls")
     return kept.once(f"fit {calls} {places.name}", lambda: fit(bench, path, calls, places))
 
 
@@ -282,12 +298,12 @@ def fit(bench: Bench, path: Path, calls: int, places: Places) -> Fit:
 def candidates_for(
     request: Request, small: Path, calls: int, chosen: dict[int, Places], response: Response
 ) -> list[Places]:
-    """The rules to fit at so many calls: the recipe's own and the best of what is expected, or the neighbour's."""
+    """The rules to fit at so many calls: of each family what is expected to be best, or the neighbour's."""
     own = request.recipe(calls)
     if chosen and calls not in request.spent.tried:
         return [chosen[min(chosen, key=lambda other: abs(math.log(other / calls)))]]
-    order = [rule for _, rule in ranked(small, rules(request.law, request.shift), calls, own.answers, response)]
-    return order[: request.spent.places]
+    order = ranked(small, rules(request.law, request.shift), calls, own.answers, response)
+    return best_of_families(order, request.spent.places)
 
 
 def errors_of(request: Request, end: Tensor, target: Tensor) -> Tensor:
@@ -299,21 +315,22 @@ def errors_of(request: Request, end: Tensor, target: Tensor) -> Tensor:
 # The check
 
 
-def checked(bench: Bench, target: Tensor, tables: dict[int, Table]) -> dict[str, dict[str, list[float]]]:
+def checked(bench: Bench, kept: Kept, target: Tensor, tables: dict[int, Table]) -> dict[str, dict[str, list[float]]]:
     """Facts of `Tuning`: errors by name and number of calls, on latents that no table saw."""
     request, spent = bench.request, bench.request.spent
 
-    def errors(draw: Callable[[int], Tensor], numbers: Sequence[int]) -> dict[str, list[float]]:
-        return {str(calls): three_means(errors_of(request, draw(calls), target)) for calls in numbers}
+    def error(name: str, calls: int) -> list[float]:
+        bench.enter("checking the tables")
+        draw = runs[name][0]
+        return kept.once(f"check {name} {calls}", lambda: three_means(errors_of(request, draw(calls), target)))
 
-    found = {
-        TUNED: errors(lambda calls: drawn_by_table(bench, tables[calls]), tuple(tables)),
-        UNMEASURED: errors(lambda calls: drawn_by_recipe(bench, calls), spent.unmeasured),
-    }
     scheduler = "simple" if request.law.is_flow else "karras"
-    if spent.rival:
-        found[f"dpmpp_2m {scheduler}"] = errors(lambda calls: drawn_by_2m(bench, scheduler, calls), spent.rival)
-    return found
+    runs: dict[str, tuple[Callable[[int], Tensor], Sequence[int]]] = {
+        TUNED: (lambda calls: drawn_by_table(bench, tables[calls]), tuple(tables)),
+        UNMEASURED: (lambda calls: drawn_by_recipe(bench, calls), spent.unmeasured),
+        f"dpmpp_2m {scheduler}": (lambda calls: drawn_by_2m(bench, scheduler, calls), spent.rival),
+    }
+    return {name: {str(n): error(name, n) for n in numbers} for name, (_, numbers) in runs.items() if numbers}
 
 
 def drawn_by_table(bench: Bench, table: Table) -> Tensor:

@@ -35,11 +35,11 @@ def fitted(columns: Sequence[Tensor], target: Tensor, prior: Tensor) -> Tensor:
     a = torch.stack([column.flatten(1) for column in columns], -1)
     gram, onto, size = normal_equations(a, target.flatten(1))
     prior = prior.to(gram)
-    residual = size - 2 * onto @ prior + torch.einsum("bij,i,j->b", gram, prior, prior)
+    residual = (size - 2 * onto @ prior + torch.einsum("bij,i,j->b", gram, prior, prior)).clamp(min=0)
     trust = 1 / (residual + residual.median()).clamp(min=1e-30)
     trust = trust / trust.sum()
     gram, onto = torch.einsum("b,bij->ij", trust, gram), trust @ onto
-    held = HELD * residual.median().clamp(min=0) + LEAST * gram[1, 1].clamp(min=1e-30)
+    held = HELD * residual.median() + LEAST * gram[1, 1].clamp(min=1e-30)
     return prior + torch.linalg.solve(gram + held * torch.eye(len(gram), dtype=gram.dtype), onto - gram @ prior)
 
 

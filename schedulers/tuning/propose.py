@@ -32,6 +32,7 @@ from .path import Path
 SMALLEST = 1e-13  # of a Gram matrix's eigenvalues, as a share of the largest: below it is rounding
 CENTRES, WIDTHS, RESTS = (0.7, 1.0, 1.65, 2.86, 4.5, 8.0), (1.5, 1.9, 2.4), (0.0, 0.03, 0.01)
 ROOTS = (4, 7)  # of EDM's places, to RESTS
+SAFEST = "width 1.9"  # on the bundled network, of tables for 4 to 8 calls: never far behind the best of all rules
 LEAST_RATIO, MOST_RATIO = 1e-3, 1e3
 NOT_AT_ALL = 1e-6  # mean square of an error that says nothing of J
 
@@ -123,11 +124,15 @@ def linearised(path: Path, response: Response) -> Denoiser:
 
 @dataclass(frozen=True)
 class Places:
-    """A rule for where steps go, for any number of them. rest: noise-to-signal at the last call; 0 for even steps."""
+    """A rule for where steps go, for any number of them. rest: noise-to-signal at the last call; 0 for even steps.
+
+    family: of rules of one form, whose order is told better than that of different forms.
+    """
 
     name: str
     clock: Clock
     rest: float = 0.0
+    family: str = ""
 
     def sigmas(self, law: NoiseLaw, first: float, steps: int) -> tuple[float, ...]:
         """steps + 1 falling sigmas from `first` to 0."""
@@ -141,12 +146,14 @@ def rules(law: NoiseLaw, shift: float) -> tuple[Places, ...]:
     """Logistic clocks, centred higher on shifted flow models, and EDM's places on the others."""
     wider = math.sqrt(shift)
     logistic = [
-        Places(f"logistic {centre:g} {width:g}{told(rest)}", LogisticClock(centre * wider, width), rest)
+        Places(
+            f"logistic {centre:g} {width:g}{told(rest)}", LogisticClock(centre * wider, width), rest, f"width {width:g}"
+        )
         for centre in CENTRES
         for width in WIDTHS
         for rest in RESTS
     ]
-    edm = [Places(f"edm {rho}{told(rest)}", PowerClock(1 / rho), rest) for rho in ROOTS for rest in RESTS[1:]]
+    edm = [Places(f"edm {rho}{told(rest)}", PowerClock(1 / rho), rest, "edm") for rho in ROOTS for rest in RESTS[1:]]
     return (*logistic, *(() if law.is_flow else edm))
 
 
@@ -161,6 +168,14 @@ def ranked(
     first = small.sigmas[0]
     tried = [(expected(small, rule.sigmas(small.law, first, steps), clock, response), rule) for rule in among]
     return sorted(tried, key=lambda entry: entry[0])
+
+
+def best_of_families(order: Iterable[tuple[float, Places]], count: int) -> list[Places]:
+    """The first of each family, so many; of one alone the first of the family that was best on the networks at hand."""
+    firsts: dict[str, Places] = {}
+    for _, rule in order:
+        firsts.setdefault(rule.family, rule)
+    return list(firsts.values())[:count] if count > 1 else [firsts[SAFEST]]
 
 
 def expected(small: Path, sigmas: Sequence[float], clock: Clock, response: Response) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ SIGMAS, ROWS = "sigmas ", "rows "  # names of a budget's tensors begin so
 TUNED, UNMEASURED = "tuned", "unmeasured"
 NAMES = {UNMEASURED: "Boost without Tune"}  # for a person
 SHOWN = 12  # lines of the check, on a node
+LEAST = 1e-30  # of errors, before a logarithm
 HIGHEST_OF_FLOW = 1 + 1e-5  # 1, and the host's rounding
 
 
@@ -39,14 +41,19 @@ class Tuning:
     def used(self) -> tuple[int, ...]:
         """The numbers of calls at which the table won its check."""
         found = ((calls, self.error(TUNED, calls), self.error(UNMEASURED, calls)) for calls in self.tables)
-        return tuple(calls for calls, tuned, without in found if tuned is not None and tuned < (without or math.inf))
+        return tuple(calls for calls, tuned, without in found if tuned is not None and tuned < or_infinite(without))
+
+    def checked(self, name: str) -> dict[int, float]:
+        """The geometric means of a name that were checked, by number of calls, rising."""
+        found = {int(calls): errors[0] for calls, errors in self.facts["check"].get(name, {}).items()}
+        return dict(sorted(found.items()))
 
     def error(self, name: str, calls: int) -> float | None:
         """The geometric mean that was checked; between numbers of calls by a power law, beyond them the nearest's."""
-        checked = {int(n): errors[0] for n, errors in self.facts["check"].get(name, {}).items()}
+        checked = self.checked(name)
         if calls in checked or not checked:
             return checked.get(calls)
-        at, errors = np.log(sorted(checked)), np.log([max(checked[n], 1e-30) for n in sorted(checked)])
+        at, errors = np.log(list(checked)), np.log([max(error, LEAST) for error in checked.values()])
         if len(at) > 1:
             inside = np.clip(np.log(calls), at[0], at[-1])
             return float(np.exp(np.interp(inside, at, errors)))
@@ -54,18 +61,18 @@ class Tuning:
 
     @property
     def rivals(self) -> list[str]:
-        return [name for name in self.facts["check"] if name not in (TUNED, UNMEASURED)]
+        return [name for name in self.facts["check"] if name not in (TUNED, UNMEASURED) and self.checked(name)]
 
     def reaches(self, calls: int, rival: str) -> float | None:
         """How many calls the rival would need for what the table of so many calls reaches; None where it never did.
 
         Between the checked numbers of calls by a power law.
         """
-        checked = {int(n): errors[0] for n, errors in self.facts["check"].get(rival, {}).items()}
-        ours, numbers = self.error(TUNED, calls), sorted(checked)
-        for fewer, more in zip(numbers, numbers[1:], strict=False):
-            if ours is not None and checked[fewer] >= ours >= checked[more]:
-                share = math.log(checked[fewer] / ours) / max(math.log(checked[fewer] / checked[more]), 1e-12)
+        checked, ours = {n: max(error, LEAST) for n, error in self.checked(rival).items()}, self.error(TUNED, calls)
+        for fewer, more in pairwise(checked):
+            if ours is not None and checked[fewer] >= max(ours, LEAST) >= checked[more]:
+                whole = math.log(checked[fewer] / checked[more])
+                share = math.log(checked[fewer] / max(ours, LEAST)) / max(whole, 1e-12)
                 return fewer * (more / fewer) ** share
         return None
 
@@ -73,12 +80,11 @@ class Tuning:
         """The one a person needs."""
         for calls in (8, 6, 10, *self.used):
             for rival in [*self.rivals, UNMEASURED] if calls in self.used else ():
-                checked, name = self.facts["check"].get(rival, {}), NAMES.get(rival, rival)
-                most = max(map(int, checked), default=0)
-                theirs = self.reaches(calls, rival)
+                checked, theirs = self.checked(rival), self.reaches(calls, rival)
+                most, name = max(checked, default=0), NAMES.get(rival, rival)
                 if theirs and theirs > calls:
                     return f"{calls} calls now reach what {name} reaches with {theirs:.0f}."
-                if most > calls and (self.error(TUNED, calls) or math.inf) < checked[str(most)][0]:
+                if most > calls and or_infinite(self.error(TUNED, calls)) < checked[most]:
                     return f"{calls} calls now come nearer than {name} with {most}."
         return "" if self.used else "No table won its check: nothing was gained on this model."
 
@@ -104,6 +110,11 @@ class Tuning:
         return Calibration(KIND, tensors, self.facts)
 
 
+def or_infinite(error: float | None) -> float:
+    """The same number; infinity where nothing was checked, or what was checked diverged."""
+    return math.inf if error is None or math.isnan(error) else error
+
+
 def told(error: float | None) -> str:
     return "unknown" if error is None else f"{error:.1e}"
 
@@ -121,8 +132,8 @@ def packed(table: Table) -> Tensor:
 
 def unpacked(sigmas: Tensor, rows: Tensor, parts: int) -> Table:
     """Raises ValueError for tensors that are no table."""
-    order, rest = divmod(rows.shape[-1] - 1, parts)
-    if rows.ndim != 2 or rest or order < 1 or not (rows.isfinite().all() and sigmas.isfinite().all()):
+    order, rest = divmod(rows.shape[-1] - 1, parts) if rows.ndim == 2 else (0, 0)
+    if rest or order < 1 or not (rows.isfinite().all() and sigmas.isfinite().all()):
         raise ValueError("These rows belong to no table.")
     made = []
     for number, (kept, *weights) in enumerate(rows.tolist()):
@@ -138,7 +149,7 @@ def load_tuning(path: Path) -> Tuning:
     for name, sigmas in calibration.tensors.items():
         calls = name.removeprefix(SIGMAS)
         rows = calibration.tensors.get(f"{ROWS}{calls}")
-        if name.startswith(ROWS) or rows is None or not is_budget(calls):
+        if not name.startswith(SIGMAS) or rows is None or not is_budget(calls):
             continue
         try:
             tables[int(calls)] = unpacked(sigmas, rows, calibration.facts["parts"])

@@ -25,8 +25,10 @@ from fewstep.samplers.calibration import Calibration, kind_of
 from fewstep.samplers.dpm_solver_v3.measured import load_measured, load_published
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
 from fewstep.samplers.spread import load_spread
+from fewstep.samplers.table import step_by_table
 from fewstep.schedulers.optimal_steps.curve import Curve
 from fewstep.schedulers.optimal_steps.schedules import load_schedules
+from fewstep.schedulers.tuning.tuning import load_tuning
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +74,21 @@ def schedule() -> Calibration:
     return Calibration("schedule", tensors, COMMON | own)
 
 
+def tuning() -> Calibration:
+    """Of two parts, at two numbers of calls; rows are kept, and four weights of x0 and of the push."""
+    tensors: dict[str, torch.Tensor] = {}
+    for calls in (4, 8):
+        tensors[f"sigmas {calls}"] = torch.linspace(1, 0, calls + 1, dtype=torch.float64)
+        tensors[f"rows {calls}"] = torch.full((calls, 9), 0.25, dtype=torch.float64)
+    check = {"tuned": {"4": ERRORS, "8": ERRORS}, "unmeasured": {"4": [0.3, 0.4, 0.3]},
+             "dpmpp_2m simple": {"4": [0.4], "8": [0.2], "20": [0.05]}}  # fmt: skip
+    own = {
+        "effort": "quick", "shift_factor": 3.0, "is_flow": True, "parts": 2, "calls": 240, "check": check,
+        "places": {"4": "logistic", "8": "edm"}, "latent": [4, 16, 16],
+    }  # fmt: skip
+    return Calibration("tuning", tensors, COMMON | own)
+
+
 def use_statistics(path: Path) -> None:
     measured = load_measured(path)
     measured.describe()
@@ -97,10 +114,22 @@ def use_schedule(path: Path) -> None:
             assert len(drawn) == steps + 1 and all(map(math.isfinite, drawn))
 
 
+def use_tuning(path: Path) -> None:
+    found = load_tuning(path)
+    found.describe()
+    for calls, table in found.tables.items():
+        end = step_by_table(lambda x, sigma: (x * 0 + 1, x * 0 - 1), torch.zeros(1, 2), table)
+        assert len(table.rows) == calls and end.shape == (1, 2)
+        for rival in found.rivals:
+            reached = found.reaches(calls, rival)
+            assert reached is None or reached > 0 or math.isnan(reached)
+
+
 KINDS: dict[str, tuple[Callable[[], Calibration], Callable[[Path], None]]] = {
     "statistics": (statistics, use_statistics),
     "spread": (spread, use_spread),
     "schedule": (schedule, use_schedule),
+    "tuning": (tuning, use_tuning),
 }
 
 
@@ -165,7 +194,10 @@ def test_a_file_with_flipped_bits_is_refused_in_words_or_used(kind, tmp_path):
 NASTY: list[Any] = [
     None, True, False, 0, -1, 1, 10**400, -(10**400), 1e308, -1e308, math.nan, math.inf, -math.inf, 1e-320, "", "x",
     "8", "\u00b2", [], {}, [[]], [1], ["a"], {"a": 1}, {"": None}, {"0": ERRORS}, {"5": {}}, {"5": ERRORS},
-    {"5": {"1": "a", "2": 1, "without": 1}}, {"\u0665": ERRORS}, {"9" * 400: ERRORS}, "x" * 100_000,
+    {"5": {"1": "a", "2": 1, "without": 1}}, {"tuned": {}}, {"tuned": {"4": ERRORS}}, {"tuned": {"8": [0.0]}, "a": {}},
+    {"tuned": {"8": [0]}, "a": {"08": [0.0], "20": [1e-320]}}, {"tuned": {"8": [10**400]}}, {"tuned": {"8": [-1.0]}},
+    {"tuned": {"8": [math.nan]}, "unmeasured": {"4": [math.inf]}, "a": {"4": [math.inf], "20": [0]}},
+    {"\u0665": ERRORS}, {"9" * 400: ERRORS}, "x" * 100_000,
 ]  # fmt: skip
 
 
