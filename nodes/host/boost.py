@@ -169,7 +169,7 @@ class Boost:
     def chosen(self, run: Run) -> Instead:
         """Raises ValueError where there is nothing to exchange, or where it cannot be."""
         if self.sampler is None and self.sigmas is None and self.schedule is None:
-            return self.by_tuning(run) if self.tuning else by_recipe(run, self.report)
+            return self.by_tuning(run, self.tuning) if self.tuning else by_recipe(run, self.report)
         solver = run.sampler if self.sampler is None else self.sampler
         if self.sampler is None and self.schedule and not why_theirs(run.sampler):
             solver = solver_named(self.schedule.facts["solver"], run.sampler, self.report)
@@ -190,16 +190,16 @@ class Boost:
         curve, remarks = searched(self.schedule, self.recognised(run.guider), run.law, steps)
         return curve, tuple(remarks[1:])
 
-    def by_tuning(self, run: Run) -> Instead:
+    def by_tuning(self, run: Run, tuning: Tuning) -> Instead:
         """The table for the run's calls, or what needs no measurement. Raises ValueError for a sampler that stays."""
         if why := why_theirs(run.sampler):
             raise ValueError(why)
         here, shift = self.recognised(run.guider), shift_of(run.sampling, run.law)
-        chosen = choose(self.tuning, here, run.law, shift, (run.sigmas[0], run.sigmas[-1]), run.calls)
+        chosen = choose(tuning, here, run.law, shift, (run.sigmas[0], run.sigmas[-1]), run.calls)
         if chosen.table is None:
             own = by_recipe(run, self.report)
             return Instead(own.sampler, own.sigmas, (*chosen.remarks, *own.remarks))
-        sampler = tuned_sampler(self.tuning, self.report)
+        sampler = tuned_sampler(tuning, self.report)
         sampler.inpaint_options = run.sampler.inpaint_options
         return Instead(sampler, chosen.sigmas, chosen.remarks)
 

@@ -171,8 +171,10 @@ def test_odd_but_possible_checks_are_told(check, tmp_path):
 def test_a_table_is_used_where_it_won_its_check():
     check = {"tuned": errors(_4=1e-2, _6=5e-3, _8=2e-3), "unmeasured": errors(_4=2e-2, _6=5e-3, _8=1e-3)}
     assert tuning(check).used == (4,)  # as near is not nearer
-    assert "4 calls: error 1.0e-02, unmeasured 2.0e-02: used" in tuning(check).describe()
-    assert "8 calls: error 2.0e-03, unmeasured 1.0e-03: not used" in tuning(check).describe()
+    assert "4 calls: error 1.0e-02, without Tune 2.0e-02: used" in tuning(check).describe()
+    assert "8 calls: error 2.0e-03, without Tune 1.0e-03: not used" in tuning(check).describe()
+    between = tuning(check | {"unmeasured": errors(_4=2e-2, _8=1e-3)})
+    assert "6 calls: error 5.0e-03, without Tune about 3.5e-03: not used" in between.describe()
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,8 @@ def test_the_sentence_a_person_needs():
     worse = rival | {"tuned": errors(_4=9e-2, _6=7e-2, _8=4.9e-2), "unmeasured": WON["unmeasured"]}
     assert tuning(worse).sentence() == "No table won its check: nothing was gained on this model."
     behind = {"tuned": errors(_8=4e-2), "unmeasured": errors(_8=5e-2), "2m": errors(_4=1e-2, _20=1e-3)}
-    assert tuning(behind, (8,)).sentence() == "" and tuning(WON).sentence() == ""
+    assert tuning(behind, (8,)).sentence() == ""
+    assert tuning(WON).sentence() == "6 calls now come nearer than Boost without Tune with 8."
 
 
 def test_many_numbers_of_calls_are_told_in_a_few_lines():
