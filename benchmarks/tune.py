@@ -6,11 +6,17 @@ A cell is a network, a cfg and a number of guided model calls; errors are means 
 distance to the converged latent. The rival of a cell is the best there of ten samplers on nine schedules, ends at small
 sigmas included: all on 16 seeds, the best five on all. They take hours on a CPU, so those that
 results/host_best.json has for as many seeds are not run again.
+
+    python3 run.py python benchmarks/tune.py --solver-tables ns_sampling.py --networks "demo flow" --seeds 16
+
+also runs the solver tables of arXiv 2505.21114 on flow models, from that file of MCG-NJU/NeuralSolver, which is not
+part of this project.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import itertools
 import json
 import logging
@@ -27,6 +33,8 @@ from torch import Tensor
 logging.basicConfig(level=logging.ERROR)
 start_host()
 import comfy.samplers  # noqa: E402
+from comfy.k_diffusion.sampling import sample_dpmpp_2m  # noqa: E402
+from dpm_solver_v3 import fastest  # noqa: E402
 from fewstep.nodes.host.boost import Boost, boosted  # noqa: E402
 from fewstep.nodes.host.guiders import guider_for  # noqa: E402
 from fewstep.nodes.host.noise_law import noise_law  # noqa: E402
@@ -34,6 +42,7 @@ from fewstep.nodes.host.schedules import shift_of  # noqa: E402
 from fewstep.nodes.measuring.running import inside_sampling  # noqa: E402
 from fewstep.nodes.measuring.search import three_means  # noqa: E402
 from fewstep.nodes.measuring.tune import Kept, Request, tune  # noqa: E402
+from fewstep.samplers.table import Row, Table, step_by_table  # noqa: E402
 from fewstep.schedulers.tuning.path import followed  # noqa: E402
 from fewstep.schedulers.tuning.tuning import Tuning  # noqa: E402
 from problems import Problem, coded, demo_start, mixture_problem, run  # noqa: E402
@@ -184,6 +193,71 @@ def rows(network: str, cfg: float, seeds: int, efforts: Sequence[str], known: di
 
 
 # ---------------------------------------------------------------------------------------------------------
+# Published solver tables
+
+
+def solver_tables(path: Path) -> dict[int, dict[str, list]]:
+    """By number of calls: steps of flow time, and the weights of earlier velocities. The file is read, never run."""
+    named = {node.targets[0].id: node.value for node in ast.parse(path.read_text(encoding="utf-8")).body
+             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}  # fmt: skip
+    (data,) = (value for value in named.values() if isinstance(value, ast.Call))
+    each = {entry.arg: entry.value for entry in data.keywords if isinstance(entry.value, ast.Call)}
+    return {
+        int(str(name).removeprefix("step")): {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        for name, call in each.items()
+    }
+
+
+def by_velocities(of: Problem, steps: list[float], weights: list[list[float]]) -> Errors:
+    """x' = x + dt ((1 - sum_j c_j) v + sum_j c_j v_j), from flow time 0, all noise, to 1."""
+
+    def work(denoise, x: Tensor) -> Tensor:
+        sigma, velocities = 1.0, []
+        for dt, row in zip(steps, weights, strict=True):
+            velocities.append((denoise(x, sigma) - x) / sigma)
+            earlier = row[: len(velocities) - 1]
+            v = (1 - sum(earlier)) * velocities[-1]
+            x = x + dt * sum((c * u for c, u in zip(earlier, velocities, strict=False)), v)
+            sigma = max(sigma - dt, 1e-6)
+        return x
+
+    guider = guider_for(of.model, of.positive, of.negative, of.cfg)
+    drawn = inside_sampling(guider, of.noise, [1.0, 0.0], work, 0)
+    return three_means((drawn.cpu() - of.end.cpu()).double().square().flatten(1).mean(1))
+
+
+def against_solver_tables(network: str, cfg: float, seeds: int, path: Path) -> list[str]:
+    """Lines of the tables' errors and ours at effort normal."""
+    of = problem(network, cfg, seeds)
+    ours = boosted_errors(of, tuned(network, of, "normal"))
+    lines = []
+    for calls, table_of in solver_tables(path).items():
+        if calls in ours:
+            theirs = by_velocities(of, table_of["timedeltas"], table_of["coeffs"])
+            shares = f"{ours[calls][0] / theirs[0]:.0%}"
+            lines.append(f"{network} cfg {cfg:g}, {calls} calls: {theirs[0]:.1e}, ours {ours[calls][0]:.1e} ({shares})")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The cost of a step
+
+
+def speed() -> str:
+    """Seconds of one step, model left out: by a table of order 4 in two parts, and the host's dpmpp_2m, in one run."""
+    sigmas = torch.logspace(1, -1, 21)
+    rows_of = (Row(0.7, ((0.5, -0.2, 0.1, -0.1)[: n + 1], (0.4, -0.2, 0.1, -0.1)[: n + 1])) for n in range(20))
+    by_table = Table(tuple(sigmas.tolist()), tuple(rows_of))
+    lines = []
+    for shape in ((1, 4, 64, 64), (1, 16, 128, 128)):
+        x = torch.randn(shape)
+        host = fastest(lambda x=x: sample_dpmpp_2m(lambda x, sigma, **more: x, x, sigmas, disable=True))
+        ours = fastest(lambda x=x: step_by_table(lambda x, sigma: (x, x), x, by_table))
+        lines.append(f"{'x'.join(map(str, shape[1:]))}: {ours / 20 * 1e6:.0f} us a step, {ours / host:.2f} of dpmpp_2m")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------
 # The table
 
 
@@ -219,8 +293,17 @@ def main() -> None:
     parser.add_argument("--efforts", default="quick,normal")
     parser.add_argument("--seeds", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("tune.json"), help="all figures, as JSON")
+    parser.add_argument("--speed", action="store_true", help="the cost of a step instead of its error")
+    parser.add_argument("--solver-tables", type=Path, help="ns_sampling.py of MCG-NJU/NeuralSolver")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    if args.speed:
+        print(speed())
+        return
+    if args.solver_tables:
+        for network, cfg in itertools.product(args.networks.split(","), map(float, args.cfgs.split(","))):
+            print(*against_solver_tables(network, cfg, args.seeds, args.solver_tables), sep="\n", flush=True)
+        return
     stored = json.loads((RESULTS / "host_best.json").read_text(encoding="utf-8"))
     known = {(r["network"], r["cfg"], r["calls"], r["seeds"]): r["errors"] for r in stored}
     efforts, found = args.efforts.split(","), []
