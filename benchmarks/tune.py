@@ -198,10 +198,9 @@ def rows(network: str, cfg: float, seeds: int, efforts: Sequence[str], known: di
 
 def solver_tables(path: Path) -> dict[int, dict[str, list]]:
     """By number of calls: steps of flow time, and the weights of earlier velocities. The file is read, never run."""
-    named = {node.targets[0].id: node.value for node in ast.parse(path.read_text(encoding="utf-8")).body
-             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}  # fmt: skip
-    (data,) = (value for value in named.values() if isinstance(value, ast.Call))
-    each = {entry.arg: entry.value for entry in data.keywords if isinstance(entry.value, ast.Call)}
+    assigned = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign))
+    data = next(node.value for node in assigned if ast.unparse(node.targets[0]) == "FM_DATA")
+    each = {entry.arg: entry.value for entry in data.keywords}
     return {
         int(str(name).removeprefix("step")): {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         for name, call in each.items()
