@@ -17,6 +17,7 @@ SYMBOLS = (
     "comfy.hooks.HookKeyframeGroup",
     "comfy.latent_formats.LatentFormat",
     "comfy.latent_formats.SD15",
+    "comfy.ldm.modules.attention.attention_basic",
     "comfy.ldm.modules.attention.optimized_attention",
     "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel",
     "comfy.model_base.BaseModel",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -106,23 +106,33 @@ class Part:
     derivative: str
 
 
-class Automatic:
-    """A Derivative: forward mode, or differences where the model's code turns out not to have it at the first try."""
+class Differentiation:
+    """How J is taken. "auto": forward mode, or differences where the model's code, or the memory, turns out not to
+    have it at the first try. name: what was found.
+    """
 
-    name, works = "forward_mode", False
+    def __init__(self, asked: str):
+        self.automatic, self.works = asked == "auto", False
+        self.name = "forward_mode" if self.automatic else asked
 
-    def __call__(self, denoise: Denoiser, x: Tensor, sigma: float, denoised: Tensor, u: Tensor) -> Tensor:
-        if self.name == "forward_mode":
-            try:
-                response = by_forward_mode(denoise, x, sigma, denoised, u)
-                self.works = True
-                return response
-            except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
-                if self.works:  # then it is something else that went wrong
-                    raise
-                log.info("Forward-mode derivatives are not to be had on this model (%s); taking differences.", error)
-                self.name = "differences"
-        return by_differences(denoise, x, sigma, denoised, u)
+    def on(self, host: HostDenoiser) -> Derivative:
+        """In one sampling of the host. Its fused attention has no forward mode; written out it has."""
+
+        def derivative(denoise: Denoiser, x: Tensor, sigma: float, denoised: Tensor, u: Tensor) -> Tensor:
+            if self.name == "forward_mode":
+                try:
+                    with host.plain_attention():
+                        response = by_forward_mode(denoise, x, sigma, denoised, u)
+                    self.works = True
+                    return response
+                except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+                    if self.works or not self.automatic:  # then it is something else that went wrong
+                        raise
+                    log.info("Forward-mode derivatives are not to be had here (%s); taking differences.", error)
+                    self.name = "differences"
+            return by_differences(denoise, x, sigma, denoised, u)
+
+        return derivative
 
 
 def published_range(model: ModelPatcher) -> tuple[float, float]:
@@ -187,7 +197,7 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
     per_batch, for_check = calls_of(request, sigmas, len(numbers))
     counter = Counter(len(wanted) * per_batch + for_check, node_id, "Measuring")
     guider = request.guidance()
-    derivative = derivative_named(request.derivative)
+    derivative = Differentiation(request.derivative)
     for number in wanted:
         counter.phase = f"measuring batch {number + 1} of {batches}"
         parts[number] = measure_batch(request, guider, derivative, sigmas, number, counter)
@@ -205,26 +215,17 @@ def estimate(request: Request, known: Measured | None, parts: dict[int, Part], n
     return Measured.of(total, facts)
 
 
-def derivative_named(name: str) -> Derivative:
-    found: dict[str, Derivative] = {
-        "auto": Automatic(),
-        "forward_mode": by_forward_mode,
-        "differences": by_differences,
-    }
-    return found[name]
-
-
 def measure_batch(
     request: Request,
     guider: comfy.samplers.CFGGuider,
-    derivative: Derivative,
+    derivative: Differentiation,
     sigmas: Tensor,
     number: int,
     counter: Counter,
 ) -> Part:
     """One batch. Raises ValueError where the model answers with NaN, or leads nowhere."""
     sampling = request.model.get_model_object("model_sampling")
-    measurement = measurement_for(request, noise_law(sampling), sigmas, derivative, number)
+    measurement = measurement_for(request, noise_law(sampling), sigmas, number)
     noise = torch.randn((request.batch, *request.latent.shape[1:]), generator=generator(request, number, "start"))
     way = torch.cat([first_sigma(sampling, sigmas), sigmas])
     if request.from_references:
@@ -232,18 +233,18 @@ def measure_batch(
 
     def work(denoise: HostDenoiser, x: Tensor) -> Tensor:
         watched = counter.watch(denoise.dealt(request.prompts_of(number)))
+        probed = replace(measurement, derivative=derivative.on(denoise))
         if not request.from_references:
-            return draw_watched(watched, x, way, measurement)
+            return draw_watched(watched, x, way, probed)
         x0, fresh = references(request, number).to(x), generator(request, number, "renoise")
-        observe_references(watched, x0, sigmas, measurement, lambda level, shape: torch.randn(shape, generator=fresh))
+        observe_references(watched, x0, sigmas, probed, lambda level, shape: torch.randn(shape, generator=fresh))
         return x0
 
     end = inside_sampling(guider, noise, way, work, request.seed, request.streams).cpu()
     cure = f"Lower the cfg, which is {request.cfg:g}, and check the model's shift."
     check_reached(end, "A latent to measure on", cure, request.streams)
     check_reached(measurement.sums.largest_answer().sqrt(), "The model's answers", cure)
-    name = derivative.name if isinstance(derivative, Automatic) else request.derivative
-    return Part(measurement.sums, noise, end, name)
+    return Part(measurement.sums, noise, end, derivative.name)
 
 
 def generator(request: Request, number: int, purpose: str) -> torch.Generator:
@@ -252,9 +253,7 @@ def generator(request: Request, number: int, purpose: str) -> torch.Generator:
     return seeded(request.seed, number, purposes.index(purpose))
 
 
-def measurement_for(
-    request: Request, law: NoiseLaw, sigmas: Tensor, derivative: Derivative, number: int
-) -> Measurement:
+def measurement_for(request: Request, law: NoiseLaw, sigmas: Tensor, number: int) -> Measurement:
     """Empty sums of one batch, and its probes."""
     pooling = request.pooled
     source = generator(request, number, "signs")
@@ -262,7 +261,7 @@ def measurement_for(
     def signs(level: int, shape: torch.Size) -> Tensor:
         return torch.randint(0, 2, shape, generator=source).float().mul_(2).sub_(1)
 
-    return Measurement(law, pooling, Sums.empty(law.lam(sigmas), pooling.features), signs, derivative)
+    return Measurement(law, pooling, Sums.empty(law.lam(sigmas), pooling.features), signs)
 
 
 def draw_watched(denoise: Denoiser, x: Tensor, way: Tensor, measurement: Measurement) -> Tensor:

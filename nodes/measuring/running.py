@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import comfy.model_management
@@ -12,6 +13,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import torch
+from comfy.ldm.modules.attention import attention_basic
 from torch import Tensor
 
 from ...samplers.contract import Denoiser
@@ -23,6 +25,7 @@ from ..host.sampler import denoiser
 from ..host.streams import check_takes_streams, nested
 
 Result = TypeVar("Result")
+OVERRIDE = "optimized_attention_override"  # of transformer_options: what the host's attention calls instead
 DIVERGED = 1e3  # mean square of a latent, whose variance is about 1
 
 
@@ -103,6 +106,19 @@ class HostDenoiser:
     def deal(self, denoise: Denoiser, prompts: Sequence[int]) -> Denoiser:
         """A function of this model's, such as one in parts, for such batches."""
         return dealt(denoise, self.guider, prompts)
+
+    @contextmanager
+    def plain_attention(self) -> Iterator[None]:
+        """Attention as matrix products and a softmax meanwhile, which torch can differentiate in every way."""
+        options = self.options["transformer_options"]
+        before = options.get(OVERRIDE)
+        options[OVERRIDE] = lambda fused, *args, **given: attention_basic(*args, **given)
+        try:
+            yield
+        finally:
+            options[OVERRIDE] = before
+            if before is None:
+                del options[OVERRIDE]
 
     def announce(self, sigmas: Sequence[float]) -> None:
         """The next calls are of this schedule: context windows and other wrappers look their step up in it."""

@@ -124,6 +124,23 @@ def test_auto_takes_differences_where_the_model_has_no_forward_mode():
     assert 0 < measured.statistics.l_at(0.0).item() < 1
 
 
+def test_fused_attention_is_written_out_for_forward_mode(monkeypatch):
+    """As on a GPU: torch's fused kernel, which the host takes there, has no forward mode."""
+    import comfy.ldm.modules.attention as attention
+    from fewstep.nodes.models.demo import load_clip, load_model
+
+    monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
+    q = torch.randn(1, 64, 32)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(lambda q: attention.attention_pytorch(q, q, q, 2), (q,), (q,))
+    clip = load_clip()
+    prompt = clip.encode_from_tokens_scheduled(clip.tokenize("red apple"))
+    asked = {"positive": prompt, "negative": prompt, "latent": torch.zeros(1, 3, 64, 64), "images": 2, "levels": 6}
+    exact, near = (estimate(load_model("flow"), derivative=d, **asked) for d in ("auto", "differences"))
+    assert exact.facts["derivative"] == "forward_mode" and near.facts["derivative"] == "differences"
+    assert (exact.statistics.l - near.statistics.l).abs().max() < 0.05
+
+
 def test_a_cancelled_measurement_goes_on_where_it_was():
     import comfy.model_management
 
