@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from .contract import OnStep
@@ -34,10 +33,10 @@ class Row:
     weights: tuple[tuple[float, ...], ...]
 
     def __call__(self, x: Tensor, answers: Sequence[Sequence[Tensor]]) -> Tensor:
-        result = self.kept * x
+        result = self.kept * x  # a new one, which may be added to in place
         for number, answer in enumerate(answers):
             for weights, part in zip(self.weights, answer, strict=True):
-                result = torch.add(result, part, alpha=weights[number])
+                result.add_(part, alpha=weights[number])
         return result
 
 
