@@ -200,11 +200,16 @@ def solver_tables(path: Path) -> dict[int, dict[str, list]]:
     """By number of calls: steps of flow time, and the weights of earlier velocities. The file is read, never run."""
     assigned = (node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign))
     data = next(node.value for node in assigned if ast.unparse(node.targets[0]) == "FM_DATA")
-    each = {entry.arg: entry.value for entry in data.keywords}
+    each = {entry.arg: entry.value for entry in keywords(data)}
     return {
-        int(str(name).removeprefix("step")): {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        int(str(name).removeprefix("step")): {str(k.arg): ast.literal_eval(k.value) for k in keywords(call)}
         for name, call in each.items()
     }
+
+
+def keywords(call: ast.expr) -> list[ast.keyword]:
+    """Of dict(name=value, ...)."""
+    return call.keywords if isinstance(call, ast.Call) else []
 
 
 def by_velocities(of: Problem, steps: list[float], weights: list[list[float]]) -> Errors:

@@ -11,6 +11,7 @@ from ..host.noise import seeded
 from .asked import Asked
 
 OF_FREE_MEMORY = 0.8
+SHARE_OF_DEVICE = 4  # of what is free there, one part at most is for latents that are kept
 
 
 def own_noise(request: Asked, number: int) -> Tensor:
@@ -43,5 +44,5 @@ def split(denoise: Denoiser, batch: int) -> Denoiser:
 def store_for(latents: int, x: Tensor) -> torch.device:
     """Where so many latents are kept: beside the model where they need little of what is free there."""
     needs = latents * x[0].numel() * x.element_size()
-    fits = needs < comfy.model_management.get_free_memory(x.device) / 4
+    fits = needs < comfy.model_management.get_free_memory(x.device) / SHARE_OF_DEVICE
     return x.device if fits else torch.device("cpu")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
+import comfy.model_management
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -34,10 +35,11 @@ from ..host.schedules import shift_of
 from .asked import Asked
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
 from .search import three_means
-from .trajectories import batch_of, own_noise, split, store_for
+from .trajectories import SHARE_OF_DEVICE, batch_of, own_noise, split, store_for
 
 Result = TypeVar("Result")
 EVERY = tuple(range(3, 13))  # numbers of calls
+COPIES = 2  # of the teacher's latents, while they are put together
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,8 @@ def tune(request: Request, kept: Kept, node_id: str | None) -> Tuning:
     Raises ValueError where the model's answers make no sense.
     """
     spent, total = request.spent, request.spent.calls
-    megabytes = 2 * spent.teacher * spent.latents * math.prod(request.latent.shape[1:]) * 4 / 1e6
-    what = f"Tuning, {request.effort} ({megabytes:.0f} MB of latents)"
+    check_memory(request)
+    what = f"Tuning, {request.effort} ({bytes_of(request, spent) / 1e6:.0f} MB of latents)"
     counter = Counter(total - kept.done, node_id, what, by_latent=True)
     noise = torch.stack([own_noise(request, number) for number in range(spent.latents)])
     batch = batch_of(request, spent.latents)
@@ -200,6 +202,31 @@ def tune(request: Request, kept: Kept, node_id: str | None) -> Tuning:
     found = inside_sampling(request.guidance(), noise[:batch], levels, work, request.seed, request.streams)
     counter.finish()
     return found
+
+
+def bytes_of(request: Request, spent: Effort) -> int:
+    """Of the teacher's states and answers, float32."""
+    return 2 * spent.teacher * spent.latents * math.prod(request.latent.shape[1:]) * 4
+
+
+def max_free(device: torch.device) -> float:
+    """Bytes where latents can be kept, see `store_for`."""
+    free = comfy.model_management.get_free_memory
+    return max(free(torch.device("cpu")), free(device) / SHARE_OF_DEVICE)
+
+
+def check_memory(request: Request) -> None:
+    """Raises ValueError where the teacher's runs would not fit, with what would."""
+    free = max_free(request.model.load_device)
+    needs = {name: bytes_of(request, spent) * COPIES for name, spent in EFFORTS.items()}
+    if needs[request.effort] <= free:
+        return
+    fit = [name for name in EFFORTS if needs[name] <= free]
+    cure = f"Set effort to {fit[-1]}" if fit else "Take a smaller latent_image, or fewer frames"
+    raise ValueError(
+        f"Effort {request.effort} keeps {needs[request.effort] / 1e9:.1f} GB of latents of this size, and "
+        f"{free / 1e9:.1f} GB of memory are free. {cure}, or close other programs."
+    )
 
 
 def started(request: Request, noise: Tensor) -> Tensor:

@@ -495,3 +495,23 @@ def test_what_cannot_be_tuned_is_said_before_the_first_call(changed, words):
     with pytest.raises(ValueError, match=words):
         tuned(patcher, **({"effort": "quick"} | changed))
     assert not calls
+
+
+@pytest.mark.parametrize(
+    "free, cure",
+    [(1e9, None), (4.2e6, "Set effort to normal"), (0.0, "Take a smaller latent_image, or fewer frames")],
+)
+def test_an_effort_that_does_not_fit_the_memory_says_what_would(free, cure, monkeypatch):
+    import comfy.model_management
+    from fewstep.nodes.measuring import tune as module
+
+    patcher = small.model("FLOW")
+    asked = request(patcher, "thorough", latent=torch.zeros(1, 4, 32, 32))
+    needed = {name: module.bytes_of(asked, spent) * module.COPIES for name, spent in module.EFFORTS.items()}
+    assert needed["normal"] <= 4.2e6 * 4 < needed["thorough"] <= 1e9
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free * 4)
+    if cure is None:
+        module.check_memory(asked)
+        return
+    with pytest.raises(ValueError, match=f"Effort thorough keeps .* GB of latents .* {cure}, or close other programs"):
+        module.check_memory(asked)
