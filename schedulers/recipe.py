@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..samplers.clock import Clock, LogisticClock, PowerClock
+from ..samplers.deis import DEIS
 from ..samplers.noise_law import NoiseLaw
 from .placed import placed, share
 
@@ -42,6 +43,9 @@ class Recipe:
     corrector: bool
     ends_denoised: bool
     order: int = 2
+
+    def solver(self, law: NoiseLaw) -> DEIS:
+        return DEIS(law, self.answers, self.order, self.corrector, self.ends_denoised)
 
     def sigmas(self, law: NoiseLaw, first: float, last: float, steps: int) -> tuple[float, ...]:
         """steps + 1 falling sigmas, with both ends as they are given."""

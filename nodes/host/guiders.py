@@ -91,7 +91,11 @@ def has_two_sides(guider: comfy.samplers.CFGGuider) -> bool:
 
 def identify_guided(guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
     """`identify` of its model, and how it guides. guider: empty for the ordinary kind."""
-    return identify(guider.model_patcher) | {"cfg": cfg_of(guider), "guider": guider_fact(guider)}
+    return as_guided(identify(guider.model_patcher), guider)
+
+
+def as_guided(facts: dict[str, Any], guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
+    return facts | {"cfg": cfg_of(guider), "guider": guider_fact(guider)}
 
 
 class Recognised:
@@ -109,7 +113,7 @@ class Recognised:
         if patches != model.patches_uuid:
             facts = identify(model)
             self.models[model] = (model.patches_uuid, facts)
-        return facts | {"cfg": cfg_of(guider), "guider": guider_fact(guider)}
+        return as_guided(facts, guider)
 
 
 def numbers_of(guider: comfy.samplers.CFGGuider) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ...samplers.contract import Denoiser, OnStep
-from ...samplers.deis import DEIS
 from ...samplers.noise_law import NoiseLaw
 from ...samplers.sigmas import checked_sigmas, without_repeats
 from ...samplers.table import Table, step_by_table
@@ -111,8 +110,7 @@ def sample_tuned(
         told = "this guidance asks for no answer without the prompt" if table else "its sigmas are those of no table"
         complain(report, "Tuned Sampler", f"{len(nodes) - 1} steps without a table: {told}. Nothing measured is used.")
         own = recipe_between(law, nodes[0], nodes[-1], len(nodes) - 1, shift_of(sampling, law))
-        solver = DEIS(law, own.answers, own.order, own.corrector, own.ends_denoised)
-        end = solver(lambda x, sigma: ask(x, sigma)[:, 0], x, nodes, on_step=watch)
+        end = own.solver(law)(lambda x, sigma: ask(x, sigma)[:, 0], x, nodes, on_step=watch)
     for complaint in watch.complaints(end):
         complain(report, "Tuned Sampler", complaint)
     return end

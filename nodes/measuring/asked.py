@@ -17,6 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
+from ...samplers.noise_law import NoiseLaw
 from ...samplers.streams import Streams
 from ..host.caches import check_no_cache
 from ..host.guiders import (
@@ -90,6 +91,14 @@ class Asked:
         object.__setattr__(self, "latent", packed(self.latent))
 
     @cached_property
+    def sampling(self):
+        return self.model.get_model_object("model_sampling")
+
+    @cached_property
+    def law(self) -> NoiseLaw:
+        return noise_law(self.sampling)
+
+    @cached_property
     def guided(self) -> comfy.samplers.CFGGuider:
         """The person's guider, or one of the four inputs."""
         if self.guider is not None:
@@ -136,7 +145,7 @@ class Asked:
     @property
     def asked(self) -> dict[str, Any]:
         """The part that every measurement keeps of it, as JSON values."""
-        scale = noise_law(self.model.get_model_object("model_sampling")).scale
+        scale = self.law.scale
         noise = {} if scale == 1 else {"noise_scale": scale}
         guider = guider_fact(self.guided)
         further = {"guider": guider} if guider else {}

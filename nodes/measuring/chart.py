@@ -14,6 +14,7 @@ from torch import Tensor
 from ...schedulers.optimal_steps.schedules import Schedules
 
 SHOWN = 8
+WITHOUT = "\n(For a chart here, install matplotlib.)"
 BLUE, GREY, DARK = "#4c9be8", "#8a8a8a", "#202020"
 
 
@@ -21,7 +22,7 @@ def chart(schedules: Schedules) -> tuple[Tensor | None, str]:
     """An IMAGE (1, H, W, 3), and nothing to say; without matplotlib none, and a sentence."""
     made = figure_and_axes((7, 3.6), (1, 1.2))
     if made is None:
-        return None, "\n(For a chart here, install matplotlib.)"
+        return None, WITHOUT
     figure, (left, right) = made
     draw_sigmas(left, schedules)
     draw_errors(right, schedules)

@@ -37,7 +37,6 @@ from ...schedulers.optimal_steps.schedules import Schedules
 from ..host.dpm_solver_v3 import NEAR_THE_END, Choice, beyond_check, solver_for, table_for
 from ..host.guiders import identify_guided
 from ..host.identity import conditioning_digest
-from ..host.noise_law import noise_law
 from ..host.schedules import check_share, rivals, shift_of, sigma_at
 from .asked import Asked, Range, times_of, where_it_stands
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
@@ -88,14 +87,6 @@ class Request(Asked):
                 f"teacher_steps is {self.teacher_steps}; for {self.steps} steps it must be {2 * self.steps} or more, "
                 "because the schedule is made of every second of its nodes. Raise teacher_steps."
             )
-
-    @cached_property
-    def sampling(self):
-        return self.model.get_model_object("model_sampling")
-
-    @cached_property
-    def law(self) -> NoiseLaw:
-        return noise_law(self.sampling)
 
     @cached_property
     def facts(self) -> dict[str, Any]:

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from ...samplers.choices import check_choice
 from ...samplers.contract import Denoiser
-from ...samplers.deis import DEIS
-from ...samplers.noise_law import NoiseLaw
 from ...samplers.table import Answers, Table, step_by_table
 from ...schedulers.optimal_steps.students import Multistep2M, State
 from ...schedulers.recipe import Recipe, recipe
@@ -30,7 +28,6 @@ from ...schedulers.tuning.path import Path, followed, teacher
 from ...schedulers.tuning.propose import Places, Response, best_of_families, ranked, rules, seen_response, shadow
 from ...schedulers.tuning.tuning import TUNED, UNMEASURED, Tuning, or_infinite
 from ..host.answers import apart
-from ..host.noise_law import noise_law
 from ..host.schedules import shift_of
 from .asked import Asked
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
@@ -97,14 +94,6 @@ class Request(Asked):
     @property
     def spent(self) -> Effort:
         return EFFORTS[self.effort]
-
-    @cached_property
-    def sampling(self):
-        return self.model.get_model_object("model_sampling")
-
-    @cached_property
-    def law(self) -> NoiseLaw:
-        return noise_law(self.sampling)
 
     @cached_property
     def shift(self) -> float:
@@ -368,8 +357,7 @@ def drawn_by_recipe(bench: Bench, calls: int) -> Tensor:
     request = bench.request
     own = request.recipe(calls)
     sigmas = own.sigmas(request.law, request.first, 0.0, calls)
-    solver = DEIS(request.law, own.answers, own.order, own.corrector, own.ends_denoised)
-    return solver(bench.denoise(bench.checked, sigmas), bench.x[bench.checked], sigmas)
+    return own.solver(request.law)(bench.denoise(bench.checked, sigmas), bench.x[bench.checked], sigmas)
 
 
 def drawn_by_2m(bench: Bench, scheduler: str, calls: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...schedulers.tuning.tuning import NAMES, TUNED, UNMEASURED, Tuning
-from .chart import BLUE, GREY, figure_and_axes, pixels_of
+from .chart import BLUE, DARK, GREY, WITHOUT, figure_and_axes, pixels_of
 
 COLORS = {TUNED: BLUE, UNMEASURED: "#e0a458"}
 
@@ -14,7 +14,7 @@ def tuning_chart(tuning: Tuning) -> tuple[Tensor | None, str]:
     """An IMAGE (1, H, W, 3), and nothing to say; without matplotlib none, and a sentence."""
     made = figure_and_axes((7, 3.6), (1,))
     if made is None:
-        return None, "\n(For a chart here, install matplotlib.)"
+        return None, WITHOUT
     figure, (axes,) = made
     for name, checked in tuning.facts["check"].items():
         numbers = sorted(map(int, checked))
@@ -23,5 +23,5 @@ def tuning_chart(tuning: Tuning) -> tuple[Tensor | None, str]:
     axes.set_yscale("log")
     axes.set_xlabel("model calls", fontsize=8)
     axes.set_title(f"error on seeds it did not see, {tuning.facts['effort']}", fontsize=10)
-    axes.legend(fontsize=8, facecolor="#202020", labelcolor="white", edgecolor=GREY)
+    axes.legend(fontsize=8, facecolor=DARK, labelcolor="white", edgecolor=GREY)
     return pixels_of(figure), ""
