@@ -39,9 +39,10 @@ from fewstep.nodes.host.boost import Boost, boosted  # noqa: E402
 from fewstep.nodes.host.guiders import guider_for  # noqa: E402
 from fewstep.nodes.host.noise_law import noise_law  # noqa: E402
 from fewstep.nodes.host.schedules import shift_of  # noqa: E402
+from fewstep.nodes.measuring.interrupted import Parts  # noqa: E402
 from fewstep.nodes.measuring.running import inside_sampling  # noqa: E402
 from fewstep.nodes.measuring.search import three_means  # noqa: E402
-from fewstep.nodes.measuring.tune import Kept, Request, tune  # noqa: E402
+from fewstep.nodes.measuring.tune import Request, tune  # noqa: E402
 from fewstep.samplers.table import Row, Table, step_by_table  # noqa: E402
 from fewstep.schedulers.tuning.path import followed  # noqa: E402
 from fewstep.schedulers.tuning.tuning import Tuning  # noqa: E402
@@ -149,7 +150,7 @@ def tuned(network: str, of: Problem, effort: str) -> Tuning:
         negative = label_conditioning([-1])
     prompts = tuple((prompt, negative) for prompt in further)
     latent = torch.zeros(1, *of.noise.shape[1:])
-    return tune(Request(of.model, first, negative, of.cfg, latent, 0, effort, prompts=prompts), Kept(), None)
+    return tune(Request(of.model, first, negative, of.cfg, latent, 0, effort, prompts=prompts), Parts(), None)
 
 
 def boosted_errors(of: Problem, tuning: Tuning | None) -> dict[int, Errors]:

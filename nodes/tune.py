@@ -14,12 +14,12 @@ from .host.progress import Report
 from .host.schedules import shift_of, sigma_at
 from .host.tuned import choose, tuned_sampler
 from .measuring.asked import latent_for, sampled_model
-from .measuring.interrupted import Interrupted
-from .measuring.tune import EFFORTS, Kept, Request, tune
+from .measuring.interrupted import Interrupted, Parts
+from .measuring.tune import EFFORTS, Request, tune
 from .measuring.tuning_chart import tuning_chart
 
 TuningType = io.Custom("FEWSTEP_TUNING")
-interrupted: Interrupted[Kept] = Interrupted(Kept, most=2)
+interrupted: Interrupted[Parts] = Interrupted(Parts, most=2)
 
 
 def costs() -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import comfy.model_management
 import comfy.samplers
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,11 +31,11 @@ from ...schedulers.tuning.tuning import TUNED, UNMEASURED, Tuning, or_infinite
 from ..host.answers import apart
 from ..host.schedules import shift_of
 from .asked import Asked
+from .interrupted import Elsewhere, Parts
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
 from .search import three_means
 from .trajectories import SHARE_OF_DEVICE, batch_of, own_noise, split, store_for
 
-Result = TypeVar("Result")
 EVERY = tuple(range(3, 13))  # numbers of calls
 COPIES = 2  # of the teacher's latents, while they are put together
 
@@ -114,19 +115,6 @@ class Request(Asked):
         return recipe(calls, self.law.is_flow, self.shift)
 
 
-@dataclass
-class Kept:
-    """What an interrupted tuning has finished, part by part."""
-
-    results: dict[str, Any] = field(default_factory=dict)
-    done: int = 0  # calls
-
-    def once(self, name: str, work: Callable[[], Result]) -> Result:
-        if name not in self.results:
-            self.results[name] = work()
-        return self.results[name]
-
-
 @dataclass(frozen=True, eq=False)
 class Bench:
     """Everything that the work shares. x: of all latents, those for the fits first."""
@@ -155,32 +143,28 @@ class Bench:
         ask = self.dealt(part, sigmas)
         return lambda x, sigma: ask(x, sigma)[:, 0]
 
-    def dealt(self, part: slice, sigmas: Sequence[float]) -> Denoiser:
+    def dealt(self, part: slice | Sequence[int], sigmas: Sequence[float]) -> Denoiser:
         self.announce(sigmas)
-        return self.deal(self.ask, self.request.dealt(self.numbers[part]))
-
-    @property
-    def numbers(self) -> list[int]:
-        """Of the latents; those of the check begin with the first prompt again."""
-        spent = self.request.spent
-        return [*range(spent.fitted), *range(spent.checked)]
+        numbers = np.array([*range(self.request.spent.fitted), *range(self.request.spent.checked)])
+        return self.deal(self.ask, self.request.dealt(numbers[part].tolist()))  # the check begins with the first again
 
 
-def tune(request: Request, kept: Kept, node_id: str | None) -> Tuning:
+def tune(request: Request, kept: Parts, node_id: str | None) -> Tuning:
     """Measure, fit and check. kept is filled part by part, so that what was finished survives a cancel.
 
-    Raises ValueError where the model's answers make no sense.
+    A share of the work goes as far as it can alone, and again when the others' parts were added: the last to go on has
+    what one would have found that does all of it.
+    Raises ValueError where the model's answers make no sense, Elsewhere where it needs parts of another share.
     """
-    spent, total = request.spent, request.spent.calls
+    spent = request.spent
     check_memory(request)
     what = f"Tuning, {request.effort} ({bytes_of(request, spent) / 1e6:.0f} MB of latents)"
-    counter = Counter(total - kept.done, node_id, what, by_latent=True)
+    counter = Counter(spent.calls - kept.calls, node_id, what, by_latent=True)
     noise = torch.stack([own_noise(request, number) for number in range(spent.latents)])
     batch = batch_of(request, spent.latents)
 
     def enter(phase: str) -> None:
         counter.phase = phase
-        kept.done = total - counter.total + counter.done
 
     def work(denoise: HostDenoiser, x: Tensor) -> Tuning:
         ask = split(counter.watch(denoise.in_parts), batch)
@@ -228,57 +212,67 @@ def started(request: Request, noise: Tensor) -> Tensor:
 # The parts
 
 
-def phases(bench: Bench, kept: Kept) -> Tuning:
+def phases(bench: Bench, kept: Parts) -> Tuning:
     """The teacher, a first student that shows J, the tables, and the check."""
     request, spent = bench.request, bench.request.spent
-    bench.enter("following the teacher")
-    path, parts = kept.once("teacher", lambda: taught(bench))
+    path, parts = taught(bench, kept)
     bench = replace(bench, parts=parts)
-    seen = replace(path, states=path.states[bench.fitted], answers=path.answers[bench.fitted])
-    small = shadow(seen)
-    tables: dict[int, Table] = {}
-    names: dict[str, str] = {}
-    chosen: dict[int, Places] = {}
-    response = Response.unknown()
-    for calls in order_of(spent):
-        candidates = candidates_for(request, small, calls, chosen, response)
-        best = min(
-            (fit_once(bench, kept, seen, calls, one) for one in candidates), key=lambda fit: or_infinite(fit.error)
-        )
-        tables[calls], names[str(calls)] = best.table, best.places.name
-        if calls in spent.tried:
-            chosen[calls] = best.places
-        if response.is_unknown and len(best.seen) > 1:
-            response = Response.of(best.seen)
-    check = checked(bench, kept, path.end[bench.checked], dict(sorted(tables.items())))
+    fits = fitted(bench, kept, replace(path, states=path.states[bench.fitted], answers=path.answers[bench.fitted]))
+    tables = {calls: fits[calls].table for calls in spent.budgets}
+    names = {str(calls): fit.places.name for calls, fit in fits.items()}
+    check = checked(bench, kept, path.end[bench.checked], tables)
     found = {"check": check, "places": names, "parts": parts, "calls": spent.calls}
-    return Tuning(dict(sorted(tables.items())), request.facts | found)
+    return Tuning(tables, request.facts | found)
 
 
-def order_of(spent: Effort) -> list[int]:
-    """Those at which several rules are tried come first: the others follow the nearest."""
-    return [*spent.tried, *(calls for calls in spent.budgets if calls not in spent.tried)]
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Converged, of some of the latents, by number. parts: of an answer, at most."""
+
+    numbers: tuple[int, ...]
+    path: Path
+    parts: int
 
 
-def taught(bench: Bench) -> tuple[Path, int]:
-    """The converged runs of all latents, and how many parts the answers had, at most.
+def taught(bench: Bench, kept: Parts) -> tuple[Path, int]:
+    """The converged runs of all latents, and how many parts the answers had, at most. Raises as `tune` does."""
+    spent, name = bench.request.spent, "teacher of "
+    known = {number for one in runs_in(kept, name) for number in one.numbers}
+    own = tuple(number for number in kept.share.of_all(range(spent.latents)) if number not in known)
+    if own:
+        kept.once(f"{name}{own}", len(own) * spent.teacher, lambda: followed_by(bench, own))
+    runs = runs_in(kept, name)
+    order = [number for one in runs for number in one.numbers]
+    if sorted(order) != list(range(spent.latents)):
+        raise Elsewhere("runs of the teacher")
+    path = runs[0].path
+    if len(runs) > 1:
+        states = torch.cat([one.path.states for one in runs])[np.argsort(order)]
+        path = replace(path, states=states, answers=torch.cat([one.path.answers for one in runs])[np.argsort(order)])
+    return path, max(one.parts for one in runs)
 
-    Raises ValueError where the model's answers lead nowhere.
-    """
-    request, spent, every = bench.request, bench.request.spent, slice(None)
-    store = store_for(2 * spent.teacher * spent.latents, bench.x)
+
+def runs_in(kept: Parts, name: str) -> list[Runs]:
+    return [part.result for known, part in kept.done.items() if known.startswith(name)]
+
+
+def followed_by(bench: Bench, numbers: Sequence[int]) -> Runs:
+    """Raises ValueError where the model's answers lead nowhere."""
+    request, spent, chosen = bench.request, bench.request.spent, list(numbers)
+    bench.enter("following the teacher")
+    store = store_for(2 * spent.teacher * len(chosen), bench.x)
     sigmas, _ = teacher(request.law, request.first, spent.teacher, request.shift)
-    ask, parts = bench.dealt(every, sigmas), {1}
+    ask, parts = bench.dealt(chosen, sigmas), {1}
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         answer = ask(x, sigma)
         parts.add(answer.shape[1])
         return answer[:, 0]
 
-    path = followed(denoise, bench.x, request.law, spent.teacher, request.first, request.shift, store)
+    path = followed(denoise, bench.x[chosen], request.law, spent.teacher, request.first, request.shift, store)
     what = f"The teacher of {spent.teacher} steps, at cfg {request.cfg:g},"
     check_reached(path.end, what, "Lower the cfg, and check the model's shift.", request.streams)
-    return path, max(parts)
+    return Runs(tuple(numbers), path, max(parts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,13 +285,35 @@ class Fit:
     seen: tuple[tuple[float, float], ...]
 
 
-def fit_once(bench: Bench, kept: Kept, path: Path, calls: int, places: Places) -> Fit:
-    bench.enter(f"fitting {calls} calls")
-    return kept.once(f"fit {calls} {places.name}", lambda: fit(bench, path, calls, places))
+def fitted(bench: Bench, kept: Parts, path: Path) -> dict[int, Fit]:
+    """The best table for every number of calls.
+
+    Those at which rules compete come first, one after the other, as each may learn from those before it; the rest
+    follow the nearest.
+    """
+    request, spent = bench.request, bench.request.spent
+    small, response = shadow(path), Response.unknown()
+    fits: dict[int, Fit] = {}
+    for calls in spent.tried or spent.budgets:
+        order = ranked(small, rules(request.law, request.shift), calls, request.recipe(calls).answers, response)
+        works = dict(work_of(bench, path, calls, one) for one in best_of_families(order, spent.places))
+        fits[calls] = min(kept.all_of(works), key=lambda fit: or_infinite(fit.error))
+        if response.is_unknown and len(fits[calls].seen) > 1:
+            response = Response.of(fits[calls].seen)
+    rest = [calls for calls in spent.budgets if calls not in fits]
+    nearest = {calls: min(fits, key=lambda other: abs(math.log(other / calls))) for calls in rest}
+    works = dict(work_of(bench, path, calls, fits[nearest[calls]].places) for calls in rest)
+    return fits | dict(zip(rest, kept.all_of(works), strict=True))
+
+
+def work_of(bench: Bench, path: Path, calls: int, places: Places) -> tuple[str, tuple[int, Callable[[], Fit]]]:
+    name, spent = f"fit {calls} {places.name}", bench.request.spent
+    return name, (spent.fitted * calls, lambda: fit(bench, path, calls, places))
 
 
 def fit(bench: Bench, path: Path, calls: int, places: Places) -> Fit:
     request, seen = bench.request, []
+    bench.enter(f"fitting {calls} calls")
     sigmas = places.sigmas(request.law, request.first, calls)
     ask = bench.answers(bench.fitted, sigmas)
 
@@ -311,17 +327,6 @@ def fit(bench: Bench, path: Path, calls: int, places: Places) -> Fit:
     return Fit(places, table, error, tuple(one for one in seen if one))
 
 
-def candidates_for(
-    request: Request, small: Path, calls: int, chosen: dict[int, Places], response: Response
-) -> list[Places]:
-    """The rules to fit at so many calls: of each family what is expected to be best, or the neighbour's."""
-    own = request.recipe(calls)
-    if chosen and calls not in request.spent.tried:
-        return [chosen[min(chosen, key=lambda other: abs(math.log(other / calls)))]]
-    order = ranked(small, rules(request.law, request.shift), calls, own.answers, response)
-    return best_of_families(order, request.spent.places)
-
-
 def errors_of(request: Request, end: Tensor, target: Tensor) -> Tensor:
     """Of every latent; all streams alike."""
     return request.streams.square_errors(end.cpu().float(), target.cpu().float()).mean(1)
@@ -331,22 +336,27 @@ def errors_of(request: Request, end: Tensor, target: Tensor) -> Tensor:
 # The check
 
 
-def checked(bench: Bench, kept: Kept, target: Tensor, tables: dict[int, Table]) -> dict[str, dict[str, list[float]]]:
+def checked(bench: Bench, kept: Parts, target: Tensor, tables: dict[int, Table]) -> dict[str, dict[str, list[float]]]:
     """Facts of `Tuning`: errors by name and number of calls, on latents that no table saw."""
     request, spent = bench.request, bench.request.spent
-
-    def error(name: str, calls: int) -> list[float]:
-        bench.enter("checking the tables")
-        draw = runs[name][0]
-        return kept.once(f"check {name} {calls}", lambda: three_means(errors_of(request, draw(calls), target)))
-
     scheduler = "simple" if request.law.is_flow else "karras"
     runs: dict[str, tuple[Callable[[int], Tensor], Sequence[int]]] = {
         TUNED: (lambda calls: drawn_by_table(bench, tables[calls]), tuple(tables)),
         UNMEASURED: (lambda calls: drawn_by_recipe(bench, calls), spent.unmeasured),
         f"dpmpp_2m {scheduler}": (lambda calls: drawn_by_2m(bench, scheduler, calls), spent.rival),
     }
-    return {name: {str(n): error(name, n) for n in numbers} for name, (_, numbers) in runs.items() if numbers}
+
+    def work(draw: Callable[[int], Tensor], calls: int) -> Callable[[], list[float]]:
+        def error() -> list[float]:
+            bench.enter("checking the tables")
+            return three_means(errors_of(request, draw(calls), target))
+
+        return error
+
+    wanted = [(name, calls) for name, (_, numbers) in runs.items() for calls in numbers]
+    works = {f"check {name} {calls}": (spent.checked * calls, work(runs[name][0], calls)) for name, calls in wanted}
+    errors = dict(zip(wanted, kept.all_of(works), strict=True))
+    return {name: {str(n): errors[name, n] for n in numbers} for name, (_, numbers) in runs.items() if numbers}
 
 
 def drawn_by_table(bench: Bench, table: Table) -> Tensor:

@@ -104,7 +104,7 @@ def spread():
 
 @cache
 def searched():
-    from fewstep.nodes.measuring.search import Kept, Request, search_schedule
+    from fewstep.nodes.measuring.search import Request, search_schedule
 
     model, positive, negative = demo("flow")
     latent = torch.zeros(1, 3, 8, 8)
@@ -114,10 +114,11 @@ def searched():
 
 @cache
 def tuned():
-    from fewstep.nodes.measuring.tune import Kept, Request, tune
+    from fewstep.nodes.measuring.interrupted import Parts
+    from fewstep.nodes.measuring.tune import Request, tune
 
     model, positive, negative = demo("flow")
-    return tune(Request(model, positive, negative, 3.0, torch.zeros(1, 3, 8, 8), 0, "quick"), Kept(), None)
+    return tune(Request(model, positive, negative, 3.0, torch.zeros(1, 3, 8, 8), 0, "quick"), Parts(), None)
 
 
 def samplers() -> st.SearchStrategy:
