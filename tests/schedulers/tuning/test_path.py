@@ -95,9 +95,8 @@ def test_a_followed_run_is_what_the_model_was_asked_and_answered(law, steps):
     assert path.states.shape == (3, steps + 1, 4, 4, 4) and path.answers.shape == (3, steps, 4, 4, 4)
     assert path.sigmas[0] == FIRST[law.is_flow] and torch.equal(path.states[:, 0], x)
     there = torch.stack([recorded.denoise(path.states[:, n], sigma) for n, sigma in enumerate(path.sigmas[:-1])], 1)
-    corrected = (path.answers - there).abs().amax()  # a flow model's states are made again with their own answers
+    corrected = (path.answers - there).abs().amax()  # states are made again with their own answers
     assert corrected < 0.2 * (path.answers[:, 1:] - there[:, :-1]).abs().amax()
-    assert law.is_flow or corrected < 1e-9
 
 
 @pytest.mark.parametrize("law, shift", [(VARIANCE_EXPLODING, 1.0), (FLOW, 1.0), (FLOW, 3.0)], ids=str)
