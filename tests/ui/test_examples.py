@@ -1,19 +1,29 @@
-"""What an artist sees: every example loads, is drawn, comes back as it was saved, and its nodes say what they do."""
+"""What an artist sees: every example loads, is drawn, comes back as it was saved, and its nodes say what they do.
+
+pictures/ has what the examples drew when they were made: a shared workflow draws the same years later. FEWSTEP_KEEP=1
+keeps today's there instead of comparing.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import time
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from .conftest import ready
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+PICTURES = Path(__file__).with_name("pictures")
+SAME = 4  # of 255, in the mean: other processors round otherwise
 EVERY = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 REPORTS = "[...document.querySelectorAll('.fewstep-report')].map(element => element.innerText)"
 BOXES = {
@@ -30,15 +40,49 @@ def load(page, path: Path) -> dict:
     return workflow
 
 
-def run(page, server) -> None:
-    """Queue what is loaded, and wait until nothing is left in the queue and the page has heard of it."""
+def run(page, server) -> dict:
+    """Queue what is loaded, and wait until nothing is left in the queue and the page has heard of it. The history."""
     page.wait_for_timeout(500)
-    done = len(server.get("/history").json())
+    done = set(server.get("/history").json())
     page.evaluate("window.app.queuePrompt(0)")
     deadline = time.monotonic() + 240
-    while len(server.get("/history").json()) == done and time.monotonic() < deadline:
+    while not (new := server.get("/history").json().keys() - done) and time.monotonic() < deadline:
         page.wait_for_timeout(200)
     page.wait_for_timeout(1500)
+    (number,) = new
+    return server.get(f"/history/{number}").json()[number]
+
+
+def sheet(drawn: list[bytes]) -> Image.Image:
+    """All of a workflow's pictures beside each other, small."""
+    pictures = [Image.open(io.BytesIO(one)).convert("RGB") for one in drawn]
+    side = 64 if len(pictures) > 1 else 256
+    made = Image.new("RGB", (side * len(pictures), side))
+    for number, one in enumerate(pictures):
+        made.paste(one.resize((side, side), Image.Resampling.BOX), (side * number, 0))
+    return made
+
+
+def check_same(drawn: list[bytes], stem: str) -> None:
+    """As what the example drew when it was made."""
+    kept, now = PICTURES / f"{stem}.png", sheet(drawn)
+    if os.environ.get("FEWSTEP_KEEP"):
+        kept.parent.mkdir(exist_ok=True)
+        now.save(kept)
+    then = Image.open(kept)
+    assert now.size == then.size
+    assert np.abs(np.asarray(now, float) - np.asarray(then, float)).mean() < SAME
+
+
+def drop(page, picture: bytes) -> None:
+    """A picture on the canvas, as from a file manager: the workflow that drew it opens."""
+    page.evaluate("window.app.graph.clear()")
+    page.evaluate(
+        """async text => {
+        const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+        await window.app.handleFile(new File([bytes], "dropped.png", { type: "image/png" })); }""",
+        base64.b64encode(picture).decode(),
+    )
 
 
 def overlapping(boxes: list[list]) -> list[tuple[str, str]]:
@@ -62,13 +106,19 @@ def test_an_example_is_drawn_in_the_browser(page, server, path):
     workflow = load(page, path)
     kinds = page.evaluate("window.app.graph.nodes.map(node => [node.type, node.has_errors ?? false])")
     assert sorted(kinds) == sorted([node["type"], False] for node in workflow["nodes"])
-    run(page, server)
+    history = run(page, server)
     saved = "window.app.graph.nodes.find(n => n.type === 'SaveImage')"
     page.wait_for_function(f"window.app.nodeOutputs[{saved}.id]?.images?.length", timeout=30_000)
     photograph(page, path.stem)
     assert page.errors == []
     boxes = page.evaluate(BOXES[page.canvas])
     assert len(boxes) == len(workflow["nodes"]) and overlapping(boxes) == []
+    drawn = server.pictures(history)
+    check_same(drawn, path.stem)
+    drop(page, drawn[0])
+    page.wait_for_function(f"window.app.graph.nodes.length === {len(workflow['nodes'])}", timeout=30_000)
+    kinds = page.evaluate("window.app.graph.nodes.map(node => [node.type, node.has_errors ?? false])")
+    assert sorted(kinds) == sorted([node["type"], False] for node in workflow["nodes"])
 
 
 @EVERY
