@@ -104,7 +104,7 @@ def spread():
 
 @cache
 def searched():
-    from fewstep.nodes.measuring.search import Request, search_schedule
+    from fewstep.nodes.measuring.search import Kept, Request, search_schedule
 
     model, positive, negative = demo("flow")
     latent = torch.zeros(1, 3, 8, 8)
