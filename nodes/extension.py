@@ -11,6 +11,7 @@ from .experts import FewStepTwoExperts
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .host.replacements import register_replacements
+from .inspection import FewStepInspectSchedule
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
 from .prompts import FewStepPromptList
 from .restart import (
@@ -54,4 +55,5 @@ class FewStepExtension(ComfyExtension):
             FewStepTune,
             FewStepLoadTuning,
             FewStepTunedSampler,
+            FewStepInspectSchedule,
         ]

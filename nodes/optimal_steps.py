@@ -10,6 +10,8 @@ from . import inputs
 from .dpm_solver_v3 import StatisticsType
 from .host.files import find, keep, key_of, names_of, path_for, saved_at
 from .host.loading import TABLES, loaded
+from .host.noise_law import noise_law
+from .host.plots import schedule_plot
 from .host.progress import Report
 from .measuring.asked import latent_for, sampled_model
 from .measuring.chart import chart
@@ -143,6 +145,7 @@ class FewStepSearchSchedule(io.ComfyNode):
                 place = keep(schedules, path, fresh=True)
         picture, remark = chart(schedules)
         report = Report(cls.hidden.unique_id).say(f"{schedules.describe()}\n{place}{remark}")
+        report.draw(schedule_plot({schedules.facts["chosen"]: schedules.sigmas[steps]}, request.law))
         sigmas = torch.tensor(schedules.sigmas[steps], dtype=torch.float32)
         shown = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(sigmas, schedules, ui=shown | report.ui)
@@ -192,5 +195,6 @@ class FewStepLoadSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, name, model, steps, denoise) -> io.NodeOutput:
         sigmas, remarks = loaded(name, model, steps, denoise)
-        report = Report(cls.hidden.unique_id).say("\n".join(remarks))
+        law = noise_law(model.get_model_object("model_sampling"))
+        report = Report(cls.hidden.unique_id).say("\n".join(remarks)).draw(schedule_plot({name: sigmas}, law))
         return io.NodeOutput(torch.tensor(sigmas, dtype=torch.float32), ui=report.ui)

@@ -16,6 +16,7 @@ from ..schedulers.restart.written import read
 from . import inputs
 from .host.ksampler import SAME, Given, Steps, sampled, scheduled, with_restarts
 from .host.noise_law import noise_law
+from .host.plots import schedule_plot
 from .host.progress import Report
 from .host.sampler import restart_sampler
 from .measuring.asked import SEED, Range, check_latent, check_model, check_prompts, latent_for
@@ -118,7 +119,7 @@ class FewStepRestartSchedule(io.ComfyNode):
     def execute(cls, model, sigmas, preset, budget, intervals=None) -> io.NodeOutput:
         law = noise_law(model.get_model_object("model_sampling"))
         plan = requested_plan(sigmas.tolist(), law, preset, budget, intervals)
-        report = Report(cls.hidden.unique_id).say(str(plan))
+        report = Report(cls.hidden.unique_id).say(str(plan)).draw(schedule_plot({"with restarts": plan.sigmas}, law))
         return io.NodeOutput(torch.tensor(plan.sigmas, dtype=torch.float32), plan.steps, ui=report.ui)
 
 

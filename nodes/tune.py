@@ -10,6 +10,7 @@ from . import inputs
 from .host.files import find, keep, key_of, names_of, path_for, saved_at
 from .host.identity import identify
 from .host.noise_law import noise_law
+from .host.plots import schedule_plot, tuning_plot
 from .host.progress import Report
 from .host.schedules import shift_of, sigma_at
 from .host.tuned import choose, tuned_sampler
@@ -82,7 +83,7 @@ class FewStepTune(io.ComfyNode):
                 tuning = tune(request, kept, cls.hidden.unique_id)
                 place = keep(tuning, path, fresh=True)
         picture, remark = tuning_chart(tuning)
-        report = Report(cls.hidden.unique_id).say(f"{tuning.describe()}\n{place}{remark}")
+        report = Report(cls.hidden.unique_id).say(f"{tuning.describe()}\n{place}{remark}").draw(tuning_plot(tuning))
         shown = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(tuning, ui=shown | report.ui)
 
@@ -113,7 +114,7 @@ class FewStepLoadTuning(io.ComfyNode):
     def execute(cls, name) -> io.NodeOutput:
         tuning = load_tuning(find(name))
         picture, remark = tuning_chart(tuning)
-        report = Report(cls.hidden.unique_id).say(tuning.describe() + remark)
+        report = Report(cls.hidden.unique_id).say(tuning.describe() + remark).draw(tuning_plot(tuning))
         shown = {} if picture is None else ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(tuning, ui=shown | report.ui)
 
@@ -157,5 +158,6 @@ class FewStepTunedSampler(io.ComfyNode):
         )
         said = f"{steps} calls by table." if chosen.table else ""
         report = Report(cls.hidden.unique_id).say("\n".join(part for part in (said, *chosen.remarks) if part))
+        report.draw(schedule_plot({"table" if chosen.table else "unmeasured": chosen.sigmas}, law))
         sigmas = torch.tensor(chosen.sigmas, dtype=torch.float32)
         return io.NodeOutput(tuned_sampler(tuning, report), sigmas, ui=report.ui)

@@ -32,6 +32,7 @@ from .guiders import Recognised
 from .identity import BOOST
 from .loading import searched
 from .noise_law import noise_law
+from .plots import schedule_plot
 from .progress import Report
 from .schedules import shift_of
 from .tuned import choose, tuned_sampler
@@ -163,7 +164,8 @@ class Boost:
             self.say(f"{run.steps} steps of {name_of(sampler)}, left as they are: {error}")
             return sampler, sigmas
         told = f"{run.steps} steps of {described(run)} -> {instead.calls} calls of {name_of(instead.sampler)}"
-        self.say("\n".join([f"{told}, sigmas {listed(instead.sigmas)}", *instead.remarks]))
+        plot = schedule_plot({"given": run.sigmas, "Boost": instead.sigmas}, run.law)
+        self.say("\n".join([f"{told}, sigmas {listed(instead.sigmas)}", *instead.remarks]), plot)
         return instead.sampler, torch.tensor(instead.sigmas, dtype=sigmas.dtype, device=sigmas.device)
 
     def chosen(self, run: Run) -> Instead:
@@ -203,14 +205,14 @@ class Boost:
         sampler.inpaint_options = run.sampler.inpaint_options
         return Instead(sampler, chosen.sigmas, chosen.remarks)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, plot: dict[str, Any] | None = None) -> None:
         """On the node, with the name of the node that samples, where the graph tells it."""
         context = get_executing_context()
         node = self.nodes.get(context.node_id, {}) if context else {}
         who = node.get("class_type", "Sampling")
         log.info("Boost: %s: %s", who, text)
         if self.report:
-            self.report.add(f"{who}: {text}")
+            self.report.add(f"{who}: {text}", plot=plot)
 
 
 def boosted(model: ModelPatcher, boost: Boost) -> ModelPatcher:

@@ -32,7 +32,7 @@ class Report:
 
     def __init__(self, node_id: str | None):
         self.node_id = node_id
-        self.entry = {"text": ""}
+        self.entry: dict[str, Any] = {"text": ""}
 
     @property
     def ui(self) -> dict[str, list]:
@@ -44,11 +44,18 @@ class Report:
         self.entry["text"] = text
         return self
 
-    def add(self, text: str, instead: str = "") -> None:
+    def draw(self, plot: dict[str, Any] | None) -> Report:
+        """What the browser plots on the node, see nodes.host.plots; None takes it away."""
+        self.entry["plot"] = plot
+        return self
+
+    def add(self, text: str, instead: str = "", plot: dict[str, Any] | None = None) -> None:
         """Said while another node samples: above what was said of earlier runs, and sent to the page at once.
 
-        instead: what was said earlier of the same run.
+        instead: what was said earlier of the same run. plot: in the place of an earlier one.
         """
+        if plot:
+            self.draw(plot)
         told = [run for run in self.entry["text"].split("\n\n") if run and run not in (text, instead)]
         self.entry["text"] = "\n\n".join([text, *told][:MOST_RUNS])
         if self.node_id is not None and server():

@@ -35,6 +35,7 @@ QUICK = [
     "FewStepGMFlowGuider",
     "FewStepGMFlowLabel",
     "FewStepGMFlowSampler",
+    "FewStepInspectSchedule",
     "FewStepLoadGMFlow",
     "FewStepLoadSchedule",
     "FewStepLoadStatistics",

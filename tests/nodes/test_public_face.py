@@ -30,6 +30,11 @@ def inputs_of(node: dict) -> dict:
 # hold widget values by position and outputs by number.
 SOCKETS = ["model", "positive", "negative", "latent_image"]  # once required; a guider may stand for all but the last
 CONTRACT = {
+    "FewStepInspectSchedule": (
+        ["sigmas"],
+        ["model", "compare_with", "compare_with_2", "compare_with_3"],
+        ["SIGMAS", "IMAGE"],
+    ),
     "FewStepDemoModel": (["variant"], [], ["MODEL", "CLIP", "VAE"]),
     "FewStepRestartInterval": (
         ["sigma_min", "sigma_max", "steps", "repeats", "unit"],

@@ -1,72 +1,80 @@
-// What a node of FewStep has to say stays on it: the text of its UI output, in an element below its widgets.
+// What a node of FewStep has to say stays on it: the text of its UI output, and a plot where it sends one, in elements
+// below its widgets.
 //
-// The text is also kept among the node's properties, so that it is there again when the page, or a saved workflow, is
-// opened. The element is made when there is something to say; it has no value of its own and is never saved as a widget.
+// Both are also kept among the node's properties, so that they are there again when the page, or a saved workflow, is
+// opened. The elements are made when there is something to say; they have no value and are never saved as widgets.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { panel } from "./panel.js";
+import { plotBox } from "./plot.js";
 
 const KEY = "fewstep"; // of the UI output, see nodes/host/progress.py
-const PROPERTY = "fewstep_report";
-const LINE = 15; // pixels
-const MOST_LINES = 14; // then it scrolls
+const TEXT = "fewstep_report"; // properties, and the widgets' names
+const PLOT = "fewstep_plot";
+const MARGIN = 16; // pixels that the host leaves around an element
+const OPEN = "fewstep_open"; // property: whether the person unfolded the text, or folded it
 
-function element() {
-  const box = document.createElement("div");
-  box.className = "fewstep-report";
-  Object.assign(box.style, {
-    whiteSpace: "pre-wrap",
-    overflowWrap: "anywhere",
-    overflowY: "auto",
-    boxSizing: "border-box",
-    width: "100%",
-    padding: "6px 8px",
-    borderRadius: "6px",
-    font: `11px/${LINE}px ui-monospace, monospace`,
-    color: "var(--input-text, #ddd)",
-    background: "var(--comfy-input-bg, #222)",
-    userSelect: "text",
-    cursor: "text",
-  });
-  // Selecting a sentence, or scrolling, is not dragging the node or zooming the canvas.
-  for (const kind of ["pointerdown", "mousedown", "wheel"]) {
-    box.addEventListener(kind, (event) => event.stopPropagation());
-  }
-  return box;
+function place(node, name, type, element, heights, onRemove) {
+  const widget = node.addDOMWidget(name, type, element, { serialize: false, hideOnZoom: false, ...heights });
+  widget.serialize = false;
+  widget.onRemove = ((before) => () => (before?.call(widget), onRemove?.()))(widget.onRemove);
+  return widget;
 }
 
-function lines(node, text) {
-  const perLine = Math.max(20, Math.floor((node.size[0] - 40) / 6.7));
-  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / perLine)), 0);
-}
-
-function height(node, text) {
-  return Math.min(lines(node, text), MOST_LINES) * LINE + 14;
-}
-
-function show(node, text) {
-  node.properties ??= {};
-  node.properties[PROPERTY] = text;
-  let widget = node.widgets?.find((candidate) => candidate.name === PROPERTY);
-  if (!widget) {
-    if (!text) return;
-    const box = element();
-    widget = node.addDOMWidget(PROPERTY, "fewstepReport", box, {
-      serialize: false,
-      hideOnZoom: false,
-      getMinHeight: () => height(node, box.textContent),
-    });
-    widget.serialize = false;
-  }
-  widget.element.textContent = text;
-  widget.element.style.minHeight = `${height(node, text)}px`;
+function grow(node) {
   const needed = node.computeSize();
   node.setSize([Math.max(node.size[0], needed[0]), Math.max(node.size[1], needed[1])]);
   node.graph?.setDirtyCanvas(true, true);
 }
 
+function showText(node, text) {
+  if (!node.fewstepPanel) {
+    if (!text) return;
+    const made = (node.fewstepPanel = panel((open) => {
+      node.properties[OPEN] = open;
+      requestAnimationFrame(fit);
+    }));
+    const height = () => made.height(node.size[0]);
+    const fit = () => {
+      made.box.style.minHeight = `${height()}px`;
+      grow(node);
+    };
+    node.fewstepFit = fit;
+    place(node, TEXT, "fewstepReport", made.box, { getMinHeight: () => height() + MARGIN, getMaxHeight: () => height() + MARGIN });
+  }
+  node.fewstepPanel.say(text, node.properties[OPEN]);
+  node.fewstepFit();
+}
+
+function showPlot(node, data) {
+  if (!node.fewstepPlot) {
+    if (!data) return;
+    const made = (node.fewstepPlot = plotBox());
+    made.box.style.minHeight = `${made.height}px`;
+    const height = () => (node.properties[PLOT] ? made.height + MARGIN : 0);
+    place(node, PLOT, "fewstepPlot", made.box, { getMinHeight: height }, made.gone);
+    grow(node);
+  }
+  node.fewstepPlot.box.style.display = data ? "flex" : "none";
+  if (data) {
+    node.fewstepPlot.draw(data).catch((error) => console.warn("FewStep: no plot on this node.", error));
+  }
+}
+
+function show(node, { text, plot }) {
+  node.properties ??= {};
+  if (plot !== undefined) node.properties[PLOT] = plot;
+  node.properties[TEXT] = text;
+  showPlot(node, node.properties[PLOT]);
+  showText(node, text);
+}
+
 function told(output) {
-  return output?.[KEY]?.map((entry) => entry.text).join("\n");
+  const entries = output?.[KEY];
+  if (!entries) return undefined;
+  const plots = entries.map(({ plot }) => plot).filter((plot) => plot !== undefined);
+  return { text: entries.map(({ text }) => text).join("\n"), plot: plots.length ? plots[plots.length - 1] : undefined };
 }
 
 app.registerExtension({
@@ -78,16 +86,25 @@ app.registerExtension({
     const onExecuted = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
-      const text = told(output);
-      if (text === undefined) return;
-      show(this, text);
+      const said = told(output);
+      if (said === undefined) return;
+      show(this, said);
       api.dispatchCustomEvent?.("graphChanged"); // the host keeps its draft of the workflow, which a reload opens
     };
 
     const onConfigure = nodeType.prototype.onConfigure;
     nodeType.prototype.onConfigure = function () {
       onConfigure?.apply(this, arguments);
-      if (this.properties?.[PROPERTY]) show(this, this.properties[PROPERTY]);
+      const { [TEXT]: text, [PLOT]: plot } = this.properties ?? {};
+      if (text || plot) show(this, { text: text ?? "", plot });
     };
+  },
+
+  // A job opened from the history: the host has its outputs, and the workflow was saved before they were known.
+  afterConfigureGraph() {
+    for (const node of app.graph?.nodes ?? []) {
+      const said = node.properties?.[TEXT] ? undefined : told(app.nodeOutputs?.[node.id]);
+      if (said && node.type.startsWith("FewStep")) show(node, said);
+    }
   },
 });
