@@ -37,6 +37,9 @@ class FewStepTwoExperts(io.ComfyNode):
                 ),
             ],
             outputs=[io.Guider.Output()],
+            **inputs.searched_as(
+                "wan 2.2", "wan moe", "moe", "high noise low noise", "dual model", "split steps", "base refiner"
+            ),
         )
 
     @classmethod

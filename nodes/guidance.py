@@ -54,6 +54,7 @@ class FewStepMeasureSpread(io.ComfyNode):
                     min=LEVELS.least,
                     max=LEVELS.most,
                     tooltip="Noise levels, 6 to 400. 12 are enough.",
+                    **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
                     "estimator",
@@ -62,6 +63,7 @@ class FewStepMeasureSpread(io.ComfyNode):
                     optional=True,
                     tooltip="residual: how far the model's prediction is from the reference. derivative: from the "
                     "model's slope (Tweedie), which leaves the model's own error out; twice the calls.",
+                    **inputs.ADVANCED,
                 ),
                 inputs.save_as("model type"),
                 inputs.guider(),
@@ -71,6 +73,7 @@ class FewStepMeasureSpread(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone, before anything is sampled
             **inputs.REPORTING,
+            **inputs.searched_as("burn", "overcooked", "tweedie", "posterior variance"),
         )
 
     @classmethod
@@ -152,6 +155,18 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as(
+                "apg",
+                "burn",
+                "burnt",
+                "overcooked",
+                "oversaturation",
+                "saturation",
+                "high cfg",
+                "cfg rescale",
+                "dynamic thresholding",
+                "gmflow",
+            ),
         )
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from . import inputs
 from .inputs import Prompts
 from .measuring.asked import check_conditioning
 
@@ -27,6 +28,7 @@ class FewStepPromptList(io.ComfyNode):
                 Prompts.Input("previous", optional=True, tooltip="Further prompts; they are measured on as well."),
             ],
             outputs=[Prompts.Output(display_name="prompts")],
+            **inputs.searched_as("prompt list", "more prompts", "several prompts"),
         )
 
     @classmethod

@@ -111,6 +111,66 @@ def test_every_node_keeps_its_contract(nodes):
     }
 
 
+# The inputs that the front end folds away, as the host's own of their kind: orders, noise strengths, percents, the
+# choices of a measurement. What a person turns every day (steps, cfg, denoise, strength, seeds) stays in sight.
+PERCENTS = {"orthogonal", "start_percent", "end_percent"}
+RARE = {
+    "FewStepRestartSampler": {"s_noise"},
+    "FewStepDPMSolverV3": {
+        *{"order", "pseudo_predictor", "pseudo_corrector", "lower_order_final", "prediction", "last_step"}
+    },
+    "FewStepEstimateStatistics": {"levels", "pooling", "derivative"},
+    "FewStepSearchSchedule": {"teacher_steps", "start", "polish"},
+    "FewStepMeasureSpread": {"levels", "estimator"},
+    "FewStepProbabilisticGuidance": PERCENTS,
+    "FewStepGMFlowGuider": PERCENTS,
+    "FewStepGMFlowSampler": {"order", "substeps", "spectral"},
+    "FewStepRestartKSampler": {"restart_scheduler"},
+    "FewStepRestartKSamplerAdvanced": {
+        *{"add_noise", "start_at_step", "end_at_step", "return_with_leftover_noise", "restart_scheduler"}
+    },
+}
+
+
+def folded(node: dict) -> set[str]:
+    return {name for name, (_, *options) in inputs_of(node).items() if options and options[0].get("advanced")}
+
+
+def test_rare_inputs_are_folded_away_where_the_host_does_that(server, nodes):
+    hosts_own = server.get("/object_info/KSamplerAdvanced").json()["KSamplerAdvanced"]
+    known = RARE if folded(hosts_own) else {}
+    assert {name: folded(node) for name, node in nodes.items() if folded(node)} == known
+
+
+# What people type who look for one of these, and a node that they must find by it.
+SOUGHT = {
+    "restart": "FewStepRestartSchedule",
+    "krestart": "FewStepRestartKSampler",
+    "dpm3": "FewStepDPMSolverV3",
+    "flow dpm": "FewStepDPMSolverV3",
+    "oss": "FewStepSearchSchedule",
+    "ays": "FewStepLoadSchedule",
+    "which scheduler": "FewStepSearchSchedule",
+    "which sampler": "FewStepTune",
+    "few steps": "FewStepBoost",
+    "gmflow": "FewStepGMFlowSampler",
+    "apg": "FewStepProbabilisticGuidance",
+    "burn": "FewStepProbabilisticGuidance",
+    "wan 2.2": "FewStepTwoExperts",
+}
+
+
+def test_every_node_is_found_by_what_people_call_it_where_the_host_looks_for_that(server, nodes):
+    hosts_own = server.get("/object_info/CLIPTextEncode").json()["CLIPTextEncode"]
+    aliases = {name: node.get("search_aliases") or [] for name, node in nodes.items()}
+    if "search_aliases" not in hosts_own:
+        assert not any(aliases.values())
+        return
+    assert all(aliases.values()), [name for name, words in aliases.items() if not words]
+    assert {word: name for word, name in SOUGHT.items() if word not in aliases[name]} == {}
+    assert all(word == word.lower().strip() for words in aliases.values() for word in words)
+
+
 # What the measuring nodes were saved with before a guider could stand for their sockets: the values of their widgets by
 # position, and their sockets in the order in which front ends draw them.
 SAVED = {
