@@ -36,7 +36,8 @@ class FewStepDPMSolverV3(io.ComfyNode):
                     default=2,
                     min=1,
                     max=3,
-                    tooltip="Of the steps, 1 to 3. 2 is best; 1 is taken where the statistics were found better so.",
+                    tooltip="How many answers of the model a step is made of, 1 to 3. 2 is best; 1 is taken where the "
+                    "check of the statistics found it better.",
                     **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
@@ -44,7 +45,8 @@ class FewStepDPMSolverV3(io.ComfyNode):
                     options=list(CORRECTORS),
                     default="everywhere",
                     tooltip="Mends every step when the next model call is known, for nothing. everywhere is best "
-                    "up to 12 calls; off is safest at a very high cfg.",
+                    "up to 12 calls; high_noise and low_noise: only above or below a noise-to-signal ratio of 1.6; off "
+                    "is safest at a very high cfg.",
                 ),
                 io.Boolean.Input(
                     "pseudo_predictor",
@@ -67,14 +69,14 @@ class FewStepDPMSolverV3(io.ComfyNode):
                 StatisticsType.Input(
                     "statistics",
                     optional=True,
-                    tooltip="From Estimate Statistics or Load Statistics, for this model, prompt guidance and shift.",
+                    tooltip="From Estimate Statistics or Load Statistics, for this model, cfg and shift.",
                 ),
                 io.Combo.Input(
                     "prediction",
                     options=list(PREDICTIONS),
                     default="data",
                     optional=True,
-                    tooltip="Without statistics: data prediction (as DPM++ 2M) or noise prediction (as DPM-Solver).",
+                    tooltip="Without statistics. data: as DPM++ 2M predicts. noise: as DPM-Solver does.",
                     **inputs.ADVANCED,
                 ),
                 io.Combo.Input(

@@ -129,7 +129,8 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="How much of the spread guidance may use, 0 to 10; below 1 in the mode fixed. 0: none.",
+                    tooltip="How much of the spread guidance may use, 0 to 10 times it; below 1 in the mode "
+                    "fixed. 0.5 is a start, 0 is no guidance.",
                 ),
                 io.Combo.Input(
                     "mode",
@@ -143,8 +144,8 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                     "makes the picture stronger."
                 ),
                 *inputs.percents(
-                    "From here on, 0 to 1 of the model's time. Before it your cfg works as ever.",
-                    "Up to here, 0 to 1 of the model's time. After it your cfg works as ever.",
+                    "From here on, 0 to 1 of the model's time: 0 is pure noise. Before it your cfg works as ever.",
+                    "Up to here, 0 to 1 of the model's time: 1 is the picture. After it your cfg works as ever.",
                 ),
                 SpreadType.Input(
                     "spread",

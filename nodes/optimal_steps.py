@@ -90,7 +90,7 @@ class FewStepSearchSchedule(io.ComfyNode):
                     default=4,
                     min=POLISH.least,
                     max=POLISH.most,
-                    tooltip="Rounds of moving single sigmas to lower the final error, 0 to 20. Each costs calls.",
+                    tooltip="Rounds of moving single sigmas to lower the final error, 0 to 20. Each costs model calls.",
                     **inputs.ADVANCED,
                 ),
                 inputs.denoise(

@@ -16,8 +16,8 @@ class FewStepPromptList(io.ComfyNode):
             node_id="FewStepPromptList",
             display_name="Further Prompt (FewStep)",
             category="FewStep",
-            description="A prompt more for Estimate Statistics, Search Schedule and Measure Spread: what they find is "
-            "for all prompts that they were given. One node a prompt, each connected to the next.",
+            description="A prompt more for Tune, Estimate Statistics, Search Schedule and Measure Spread: what they "
+            "find is for all prompts that they were given. One node a prompt, each connected to the next.",
             inputs=[
                 io.Conditioning.Input("positive", tooltip="A typical prompt, unlike the others."),
                 io.Conditioning.Input(

@@ -233,14 +233,21 @@ class FewStepRestartKSamplerAdvanced(io.ComfyNode):
             description="KSampler (Advanced) with restarts on top of its steps, and with a sampler of your own where "
             "one is connected. Takes the place of ssitu's KSampler With Restarts (Advanced) and (Custom).",
             inputs=[
-                *widgets_of_ksampler("noise_seed", switch("add_noise", "enable", "Whether noise is added first.")),
+                *widgets_of_ksampler(
+                    "noise_seed",
+                    switch(
+                        "add_noise",
+                        "enable",
+                        "enable: noise is added first. disable: the latent has its noise already.",
+                    ),
+                ),
                 *sockets_of_ksampler(),
                 io.Int.Input(
                     "start_at_step",
                     default=0,
                     min=0,
                     max=10000,
-                    tooltip="Steps before it are left out.",
+                    tooltip="The first step that is run, 0 to 10000. Those before it are left out.",
                     **inputs.ADVANCED,
                 ),
                 io.Int.Input(
@@ -248,7 +255,7 @@ class FewStepRestartKSamplerAdvanced(io.ComfyNode):
                     default=10000,
                     min=0,
                     max=10000,
-                    tooltip="Steps from it on are left out. Restarts that do not fit what is left are left out, too.",
+                    tooltip="Steps from it on are left out, 0 to 10000. So are restarts that do not fit what is left.",
                     **inputs.ADVANCED,
                 ),
                 switch(
@@ -307,7 +314,12 @@ def widgets_of_ksampler(seed: str, *before: io.Input) -> list[io.Input]:
         io.Model.Input("model", tooltip="The model that samples."),
         *before,
         io.Int.Input(
-            seed, default=0, min=SEED.least, max=SEED.most, control_after_generate=True, tooltip="Of all the noise."
+            seed,
+            default=0,
+            min=SEED.least,
+            max=SEED.most,
+            control_after_generate=True,
+            tooltip="Of the noise at the start, and of what the restarts put back.",
         ),
         io.Int.Input(
             "steps",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -205,14 +207,62 @@ def test_every_input_says_what_it_does(nodes):
             assert options.get("tooltip"), f"{name}.{word}"
 
 
+def figures(text: str) -> list[str]:
+    """The numbers in it, sorted: 1,000 is 1000, and 3.0e-03 one number."""
+    plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    return sorted(re.findall(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", plain))
+
+
+def test_every_number_says_its_range(nodes):
+    """But for seeds, and for a limit that is there to keep a value off it, as 0.999 is: the tooltip says below 1."""
+    for name, node in nodes.items():
+        for word, (kind, options) in inputs_of(node).items():
+            if kind not in ("INT", "FLOAT") or "seed" in word:
+                continue
+            limits = {f"{round(options[limit], 2):g}" for limit in ("min", "max")}
+            assert limits <= set(figures(options["tooltip"])), f"{name}.{word}: {limits}, {options['tooltip']}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In other languages
+
+
+def keys_of(words: object) -> object:
+    return {key: keys_of(value) for key, value in words.items()} if isinstance(words, dict) else None
+
+
+def test_all_languages_have_the_same_keys():
+    files = {path.name for language in LANGUAGES for path in (ROOT / "locales" / language).iterdir()}
+    for file in files:
+        keys = [keys_of(json.loads((ROOT / "locales" / language / file).read_text("utf-8"))) for language in LANGUAGES]
+        assert all(words == keys[0] for words in keys[1:]), file
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_node_is_translated(server, nodes, language):
     words = server.get("/i18n").json()[language]["nodeDefs"]
+    assert set(words) >= set(nodes)
     for name, node in nodes.items():
         assert words[name]["display_name"] and words[name]["description"]
         assert set(words[name]["inputs"]) == set(inputs_of(node))
         assert all(entry["name"] and entry["tooltip"] for entry in words[name]["inputs"].values())
         assert list(words[name]["outputs"]) == [str(i) for i in range(len(node["output"]))]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_category_is_translated(server, nodes, language):
+    parts = {part for node in nodes.values() for part in node["category"].split("/")[1:]}
+    assert parts <= set(server.get("/i18n").json()[language]["nodeCategories"])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translated_tooltip_has_the_figures_of_the_english_one(server, nodes, language):
+    words = server.get("/i18n").json()[language]["nodeDefs"]
+    for name, node in nodes.items():
+        assert set(figures(node["description"])) <= set(figures(words[name]["description"])), name
+        for word, (_, options) in inputs_of(node).items():
+            translated = words[name]["inputs"][word]["tooltip"]
+            assert set(figures(options["tooltip"])) <= set(figures(translated)), f"{name}.{word}: {translated}"
 
 
 def test_every_example_has_a_thumbnail_and_is_offered_by_the_host(server):
