@@ -265,6 +265,35 @@ def test_a_translated_tooltip_has_the_figures_of_the_english_one(server, nodes, 
             assert set(figures(options["tooltip"])) <= set(figures(translated)), f"{name}.{word}: {translated}"
 
 
+def shape(page: str) -> list[str]:
+    """The first sign of every heading, table row and item of a list."""
+    return re.findall(r"^(#+|\||- |\d+\. )", page, re.MULTILINE)
+
+
+def rows(page: str) -> list[list[str]]:
+    return [figures(line) for line in page.splitlines() if line.startswith("|")]
+
+
+def long_figures(page: str) -> set[str]:
+    """Those of more than one digit: a language may write `once` and `half` as it likes."""
+    return {figure for figure in figures(page) if len(figure) > 1}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_has_a_help_page_in_every_language(server, nodes, language):
+    """That the host serves where the front end looks for it, and that keeps up with the English one."""
+    words = server.get("/i18n").json()[language]["nodeDefs"]
+    for name, node in nodes.items():
+        english, page = (server.get(f"/extensions/fewstep/docs/{name}{of}.md").text for of in ("", f"/{language}"))
+        assert page.startswith(f"# {words[name]['display_name']}\n"), name
+        for word in inputs_of(node):
+            entry = f"**{words[name]['inputs'][word]['name']}** (`{word}`)"
+            assert entry in " ".join(page.split()), f"{name}: {entry}"
+        assert shape(page) == shape(english), name
+        assert rows(page) == rows(english), name
+        assert long_figures(page) == long_figures(english), f"{name}: {long_figures(page) ^ long_figures(english)}"
+
+
 def test_every_example_has_a_thumbnail_and_is_offered_by_the_host(server):
     examples = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
     assert sorted(path.stem for path in (ROOT / "example_workflows").glob("*.jpg")) == examples
