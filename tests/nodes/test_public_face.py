@@ -283,6 +283,7 @@ def long_figures(page: str) -> set[str]:
 def test_every_node_has_a_help_page_in_every_language(server, nodes, language):
     """That the host serves where the front end looks for it, and that keeps up with the English one."""
     words = server.get("/i18n").json()[language]["nodeDefs"]
+    assert [name for name in nodes if not (ROOT / "web" / "docs" / name / f"{language}.md").exists()] == []
     for name, node in nodes.items():
         english, page = (server.get(f"/extensions/fewstep/docs/{name}{of}.md").text for of in ("", f"/{language}"))
         assert page.startswith(f"# {words[name]['display_name']}\n"), name
