@@ -52,6 +52,17 @@ class FewStepBoost(io.ComfyNode):
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             **inputs.REPORTING,
+            **inputs.searched_as(
+                "few steps",
+                "fewer steps",
+                "faster",
+                "speed up",
+                "override sampler",
+                "override sigmas",
+                "ksampler sigmas",
+                "deis",
+                "which sampler",
+            ),
         )
 
     @classmethod

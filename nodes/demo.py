@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from . import inputs
 from .models.demo import VARIANTS, load_clip, load_model, load_vae
 
 
@@ -27,6 +28,7 @@ class FewStepDemoModel(io.ComfyNode):
                 )
             ],
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+            **inputs.searched_as("test model", "tiny model", "emoji", "example model", "no download"),
         )
 
     @classmethod

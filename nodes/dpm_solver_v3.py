@@ -36,39 +36,48 @@ class FewStepDPMSolverV3(io.ComfyNode):
                     default=2,
                     min=1,
                     max=3,
-                    tooltip="Of the steps, 1 to 3. 2 is best; 1 is taken where the statistics were found better so.",
+                    tooltip="How many answers of the model a step is made of, 1 to 3. 2 is best; 1 is taken where the "
+                    "check of the statistics found it better.",
+                    **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
                     "corrector",
                     options=list(CORRECTORS),
                     default="everywhere",
                     tooltip="Mends every step when the next model call is known, for nothing. everywhere is best "
-                    "up to 12 calls; off is safest at a very high cfg.",
+                    "up to 12 calls; high_noise and low_noise: only above or below a noise-to-signal ratio of 1.6; off "
+                    "is safest at a very high cfg.",
                 ),
                 io.Boolean.Input(
                     "pseudo_predictor",
                     default=False,
                     tooltip="At order 3: high derivatives from fewer points. The paper uses it at 5 calls.",
+                    **inputs.ADVANCED,
                 ),
                 io.Boolean.Input(
                     "pseudo_corrector",
                     default=False,
                     tooltip="The corrector takes one point more. The paper uses it on latent models.",
+                    **inputs.ADVANCED,
                 ),
                 io.Boolean.Input(
-                    "lower_order_final", default=False, tooltip="Lower the order in the last steps, for steadiness."
+                    "lower_order_final",
+                    default=False,
+                    tooltip="Lower the order in the last steps, for steadiness.",
+                    **inputs.ADVANCED,
                 ),
                 StatisticsType.Input(
                     "statistics",
                     optional=True,
-                    tooltip="From Estimate Statistics or Load Statistics, for this model, prompt guidance and shift.",
+                    tooltip="From Estimate Statistics or Load Statistics, for this model, cfg and shift.",
                 ),
                 io.Combo.Input(
                     "prediction",
                     options=list(PREDICTIONS),
                     default="data",
                     optional=True,
-                    tooltip="Without statistics: data prediction (as DPM++ 2M) or noise prediction (as DPM-Solver).",
+                    tooltip="Without statistics. data: as DPM++ 2M predicts. noise: as DPM-Solver does.",
+                    **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
                     "last_step",
@@ -77,6 +86,7 @@ class FewStepDPMSolverV3(io.ComfyNode):
                     optional=True,
                     tooltip="For schedules that end at 0. full_order: the last hop is solved like the others, at no "
                     "further call. denoised: it ends with the model's last prediction, as other samplers do.",
+                    **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
                     "use",
@@ -90,6 +100,7 @@ class FewStepDPMSolverV3(io.ComfyNode):
             outputs=[io.Sampler.Output()],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as("dpm3", "dpm v3", "dpm-solver", "flow dpm", "dpm++ 3", "ems", "few steps"),
         )
 
     @classmethod
@@ -146,6 +157,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
                     min=LEVELS.least,
                     max=LEVELS.most,
                     tooltip="Noise levels, 6 to 400. 20 are enough.",
+                    **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
                     "pooling",
@@ -154,6 +166,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
                     tooltip="What shares one number. global: all of a latent, for any size, and the best in our tests. "
                     "channel: each channel. spectral: bands of spatial frequency. pixel: the paper's, needs hundreds "
                     "of images.",
+                    **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
                     "derivative",
@@ -161,6 +174,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
                     default="auto",
                     tooltip="forward_mode: exact, twice the time. differences: any model. auto: forward_mode where "
                     "the model's code allows it.",
+                    **inputs.ADVANCED,
                 ),
                 inputs.save_as("model type, cfg"),
                 inputs.guider(),
@@ -170,6 +184,7 @@ class FewStepEstimateStatistics(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone, before anything is sampled
             **inputs.REPORTING,
+            **inputs.searched_as("ems", "empirical model statistics", "dpm3", "dpm v3", "calibrate"),
         )
 
     @classmethod
@@ -224,6 +239,7 @@ class FewStepLoadStatistics(io.ComfyNode):
             outputs=[StatisticsType.Output(display_name="statistics")],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as("ems", "empirical model statistics", "dpm3", "dpm v3"),
         )
 
     @classmethod

@@ -22,8 +22,10 @@ class FewStepTwoExperts(io.ComfyNode):
                 io.Model.Input("model_low", tooltip="The low noise model, with its LoRAs and shift."),
                 io.Conditioning.Input("positive", tooltip="What to draw. Both models are given it."),
                 io.Conditioning.Input("negative", tooltip="What to avoid. A model at cfg 1 does not look at it."),
-                inputs.cfg(3.5, "Guidance of the high noise model. 1: none, at half the time.", "cfg_high"),
-                inputs.cfg(3.5, "Guidance of the low noise model. 1: none, as Lightning LoRAs want it.", "cfg_low"),
+                inputs.cfg(3.5, "Guidance of the high noise model, 0 to 100. 1: none, at half the time.", "cfg_high"),
+                inputs.cfg(
+                    3.5, "Guidance of the low noise model, 0 to 100. 1: none, as Lightning LoRAs want it.", "cfg_low"
+                ),
                 io.Float.Input(
                     "boundary",
                     default=0.875,
@@ -37,6 +39,9 @@ class FewStepTwoExperts(io.ComfyNode):
                 ),
             ],
             outputs=[io.Guider.Output()],
+            **inputs.searched_as(
+                "wan 2.2", "wan moe", "moe", "high noise low noise", "dual model", "split steps", "base refiner"
+            ),
         )
 
     @classmethod

@@ -29,6 +29,7 @@ class FewStepLoadGMFlow(io.ComfyNode):
                 )
             ],
             outputs=[io.Model.Output()],
+            **inputs.searched_as("gmflow", "gm-dit", "gaussian mixture", "unet loader"),
         )
 
     @classmethod
@@ -65,6 +66,7 @@ class FewStepGMFlowLabel(io.ComfyNode):
                 io.Conditioning.Output(display_name="positive"),
                 io.Conditioning.Output(display_name="negative"),
             ],
+            **inputs.searched_as("gmflow", "imagenet", "class label"),
         )
 
     @classmethod
@@ -105,6 +107,7 @@ class FewStepGMFlowGuider(io.ComfyNode):
                 ),
             ],
             outputs=[io.Guider.Output()],
+            **inputs.searched_as("gmflow", "gaussian mixture", "burn", "cfg guider"),
         )
 
     @classmethod
@@ -136,6 +139,7 @@ class FewStepGMFlowSampler(io.ComfyNode):
                     min=1,
                     max=2,
                     tooltip="1, or 2: each step also looks at the one before, at no further call.",
+                    **inputs.ADVANCED,
                 ),
                 io.Int.Input(
                     "substeps",
@@ -144,6 +148,7 @@ class FewStepGMFlowSampler(io.ComfyNode):
                     max=1024,
                     tooltip="Of ode: steps between two model calls, 0 to 1024. They cost next to nothing. 0: 128 "
                     "shared among the calls, as in the paper.",
+                    **inputs.ADVANCED,
                 ),
                 io.Float.Input(
                     "temperature",
@@ -160,9 +165,11 @@ class FewStepGMFlowSampler(io.ComfyNode):
                     default=False,
                     tooltip="Of sde: draws whose pixels hang together as the model's spectrum network says. Only for "
                     "models that came with one.",
+                    **inputs.ADVANCED,
                 ),
             ],
             outputs=[io.Sampler.Output()],
+            **inputs.searched_as("gmflow", "gm-ode", "gm-sde", "gaussian mixture"),
         )
 
     @classmethod

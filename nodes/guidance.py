@@ -54,6 +54,7 @@ class FewStepMeasureSpread(io.ComfyNode):
                     min=LEVELS.least,
                     max=LEVELS.most,
                     tooltip="Noise levels, 6 to 400. 12 are enough.",
+                    **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
                     "estimator",
@@ -62,6 +63,7 @@ class FewStepMeasureSpread(io.ComfyNode):
                     optional=True,
                     tooltip="residual: how far the model's prediction is from the reference. derivative: from the "
                     "model's slope (Tweedie), which leaves the model's own error out; twice the calls.",
+                    **inputs.ADVANCED,
                 ),
                 inputs.save_as("model type"),
                 inputs.guider(),
@@ -71,6 +73,7 @@ class FewStepMeasureSpread(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone, before anything is sampled
             **inputs.REPORTING,
+            **inputs.searched_as("burn", "overcooked", "tweedie", "posterior variance"),
         )
 
     @classmethod
@@ -126,7 +129,8 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     round=0.001,
-                    tooltip="How much of the spread guidance may use, 0 to 10; below 1 in the mode fixed. 0: none.",
+                    tooltip="How much of the spread guidance may use, 0 to 10 times it; below 1 in the mode "
+                    "fixed. 0.5 is a start, 0 is no guidance.",
                 ),
                 io.Combo.Input(
                     "mode",
@@ -140,8 +144,8 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                     "makes the picture stronger."
                 ),
                 *inputs.percents(
-                    "From here on, 0 to 1 of the model's time. Before it your cfg works as ever.",
-                    "Up to here, 0 to 1 of the model's time. After it your cfg works as ever.",
+                    "From here on, 0 to 1 of the model's time: 0 is pure noise. Before it your cfg works as ever.",
+                    "Up to here, 0 to 1 of the model's time: 1 is the picture. After it your cfg works as ever.",
                 ),
                 SpreadType.Input(
                     "spread",
@@ -152,6 +156,18 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as(
+                "apg",
+                "burn",
+                "burnt",
+                "overcooked",
+                "oversaturation",
+                "saturation",
+                "high cfg",
+                "cfg rescale",
+                "dynamic thresholding",
+                "gmflow",
+            ),
         )
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,22 @@ from typing import Any
 from comfy_api.latest import io
 
 Prompts = io.Custom("FEWSTEP_PROMPTS")
-# For schemas of nodes that report: a page that is opened later is told too, where the host knows how (0.33).
-REPORTING: dict[str, Any] = (
-    {"has_intermediate_output": True} if "has_intermediate_output" in io.Schema.__dataclass_fields__ else {}
-)
+
+
+def known(to: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """Those of the options that this host's class takes: what is newer than 0.3.75 is left out there."""
+    return {name: value for name, value in options.items() if name in inspect.signature(to).parameters}
+
+
+# For schemas of nodes that report: a page that is opened later is told too (0.33).
+REPORTING = known(io.Schema, has_intermediate_output=True)
+# For inputs that are rarely turned: the front end folds them away (0.33), as it does with the host's own of that kind.
+ADVANCED = known(io.Input, advanced=True)
+
+
+def searched_as(*aliases: str) -> dict[str, Any]:
+    """For schemas: what else a person may type to find the node (0.33), other names of the method among it."""
+    return known(io.Schema, search_aliases=list(aliases))
 
 
 def sampled_model(optional: bool = False) -> io.Input:
@@ -67,13 +80,15 @@ def denoise(tooltip: str) -> io.Input:
 
 
 def orthogonal(tooltip: str) -> io.Input:
-    return io.Float.Input("orthogonal", default=1.0, min=0.0, max=1.0, step=0.05, round=0.001, tooltip=tooltip)
+    return io.Float.Input(
+        "orthogonal", default=1.0, min=0.0, max=1.0, step=0.05, round=0.001, tooltip=tooltip, **ADVANCED
+    )
 
 
 def percents(start: str, end: str) -> list[io.Input]:
     """start_percent and end_percent, with their tooltips."""
     return [
-        io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, tooltip=tooltip)
+        io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, round=0.001, tooltip=tooltip, **ADVANCED)
         for name, default, tooltip in (("start_percent", 0.0, start), ("end_percent", 1.0, end))
     ]
 

@@ -69,6 +69,7 @@ class FewStepSearchSchedule(io.ComfyNode):
                     min=TEACHER_STEPS.least,
                     max=TEACHER_STEPS.most,
                     tooltip="Steps of the trajectories to follow, 20 to 1000. Half of them are nodes of the search.",
+                    **inputs.ADVANCED,
                 ),
                 io.Int.Input(
                     "trajectories",
@@ -84,13 +85,15 @@ class FewStepSearchSchedule(io.ComfyNode):
                     default="auto",
                     tooltip="auto: the first sigma may be below the model's highest, which often saves a step. "
                     "sigma_max: begin at the model's highest.",
+                    **inputs.ADVANCED,
                 ),
                 io.Int.Input(
                     "polish",
                     default=4,
                     min=POLISH.least,
                     max=POLISH.most,
-                    tooltip="Rounds of moving single sigmas to lower the final error, 0 to 20. Each costs calls.",
+                    tooltip="Rounds of moving single sigmas to lower the final error, 0 to 20. Each costs model calls.",
+                    **inputs.ADVANCED,
                 ),
                 inputs.denoise(
                     "Share of the noise to begin with, 0.01 to 1, by the model's own time. Below 1 the search starts "
@@ -107,6 +110,17 @@ class FewStepSearchSchedule(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone, before anything is sampled
             **inputs.REPORTING,
+            **inputs.searched_as(
+                "oss",
+                "optimal steps",
+                "optimal stepsize",
+                "ays",
+                "align your steps",
+                "best sigmas",
+                "which scheduler",
+                "find sigmas",
+                "few steps",
+            ),
         )
 
     @classmethod
@@ -182,6 +196,7 @@ class FewStepLoadSchedule(io.ComfyNode):
             outputs=[io.Sigmas.Output(display_name="sigmas")],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as("oss", "optimal steps", "optimal stepsize", "ays", "align your steps", "sigmas table"),
         )
 
     @classmethod

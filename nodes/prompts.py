@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from . import inputs
 from .inputs import Prompts
 from .measuring.asked import check_conditioning
 
@@ -15,8 +16,8 @@ class FewStepPromptList(io.ComfyNode):
             node_id="FewStepPromptList",
             display_name="Further Prompt (FewStep)",
             category="FewStep",
-            description="A prompt more for Estimate Statistics, Search Schedule and Measure Spread: what they find is "
-            "for all prompts that they were given. One node a prompt, each connected to the next.",
+            description="A prompt more for Tune, Estimate Statistics, Search Schedule and Measure Spread: what they "
+            "find is for all prompts that they were given. One node a prompt, each connected to the next.",
             inputs=[
                 io.Conditioning.Input("positive", tooltip="A typical prompt, unlike the others."),
                 io.Conditioning.Input(
@@ -27,6 +28,7 @@ class FewStepPromptList(io.ComfyNode):
                 Prompts.Input("previous", optional=True, tooltip="Further prompts; they are measured on as well."),
             ],
             outputs=[Prompts.Output(display_name="prompts")],
+            **inputs.searched_as("prompt list", "more prompts", "several prompts"),
         )
 
     @classmethod

@@ -72,6 +72,7 @@ class FewStepRestartInterval(io.ComfyNode):
                 Intervals.Input("previous", optional=True, tooltip="Further intervals; they are run as well."),
             ],
             outputs=[Intervals.Output(display_name="intervals")],
+            **inputs.searched_as("restart", "krestart", "restart segment", "restart range"),
         )
 
     @classmethod
@@ -113,6 +114,7 @@ class FewStepRestartSchedule(io.ComfyNode):
             outputs=[io.Sigmas.Output(display_name="sigmas"), io.Int.Output(display_name="steps")],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as("restart", "krestart", "restart sigmas", "re-noise"),
         )
 
     @classmethod
@@ -141,6 +143,7 @@ class FewStepRestartSampler(io.ComfyNode):
                     round=0.0001,
                     tooltip="Strength of the noise at a jump, 0 to 2. 1 is right; the paper's ImageNet uses 1.003. "
                     "0 puts no noise back, which is not a restart.",
+                    **inputs.ADVANCED,
                 ),
                 io.Sampler.Input(
                     "sampler", optional=True, tooltip="Solves between the jumps. Heun (2 model calls a step) if absent."
@@ -149,6 +152,7 @@ class FewStepRestartSampler(io.ComfyNode):
             outputs=[io.Sampler.Output()],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as("restart", "krestart", "sampler restart"),
         )
 
     @classmethod
@@ -190,6 +194,7 @@ class FewStepRestartKSampler(io.ComfyNode):
             outputs=[io.Latent.Output(display_name="latent")],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as("restart", "krestart", "ksampler with restarts"),
         )
 
     @classmethod
@@ -229,15 +234,30 @@ class FewStepRestartKSamplerAdvanced(io.ComfyNode):
             description="KSampler (Advanced) with restarts on top of its steps, and with a sampler of your own where "
             "one is connected. Takes the place of ssitu's KSampler With Restarts (Advanced) and (Custom).",
             inputs=[
-                *widgets_of_ksampler("noise_seed", switch("add_noise", "enable", "Whether noise is added first.")),
+                *widgets_of_ksampler(
+                    "noise_seed",
+                    switch(
+                        "add_noise",
+                        "enable",
+                        "enable: noise is added first. disable: the latent has its noise already.",
+                    ),
+                ),
                 *sockets_of_ksampler(),
-                io.Int.Input("start_at_step", default=0, min=0, max=10000, tooltip="Steps before it are left out."),
+                io.Int.Input(
+                    "start_at_step",
+                    default=0,
+                    min=0,
+                    max=10000,
+                    tooltip="The first step that is run, 0 to 10000. Those before it are left out.",
+                    **inputs.ADVANCED,
+                ),
                 io.Int.Input(
                     "end_at_step",
                     default=10000,
                     min=0,
                     max=10000,
-                    tooltip="Steps from it on are left out. Restarts that do not fit what is left are left out, too.",
+                    tooltip="Steps from it on are left out, 0 to 10000. So are restarts that do not fit what is left.",
+                    **inputs.ADVANCED,
                 ),
                 switch(
                     "return_with_leftover_noise",
@@ -250,6 +270,7 @@ class FewStepRestartKSamplerAdvanced(io.ComfyNode):
             outputs=[io.Latent.Output(display_name="latent"), io.Latent.Output(display_name="denoised")],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as("restart", "krestart", "ksampler with restarts", "custom sampler restart"),
         )
 
     @classmethod
@@ -294,7 +315,12 @@ def widgets_of_ksampler(seed: str, *before: io.Input) -> list[io.Input]:
         io.Model.Input("model", tooltip="The model that samples."),
         *before,
         io.Int.Input(
-            seed, default=0, min=SEED.least, max=SEED.most, control_after_generate=True, tooltip="Of all the noise."
+            seed,
+            default=0,
+            min=SEED.least,
+            max=SEED.most,
+            control_after_generate=True,
+            tooltip="Of the noise at the start, and of what the restarts put back.",
         ),
         io.Int.Input(
             "steps",
@@ -334,12 +360,13 @@ def written_restarts() -> list[io.Input]:
             options=[SAME, *comfy.samplers.SCHEDULER_NAMES],
             default="karras",
             tooltip="Where the steps of a restart go, between its two ends. same: as scheduler.",
+            **inputs.ADVANCED,
         ),
     ]
 
 
 def switch(name: str, default: str, tooltip: str) -> io.Input:
-    return io.Combo.Input(name, options=list(SWITCH), default=default, tooltip=tooltip)
+    return io.Combo.Input(name, options=list(SWITCH), default=default, tooltip=tooltip, **inputs.ADVANCED)
 
 
 def readable(segments: str | None) -> bool | str:

@@ -56,6 +56,9 @@ class FewStepTune(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone, before anything is sampled
             **inputs.REPORTING,
+            **inputs.searched_as(
+                "few steps", "which sampler", "best sampler", "best settings", "calibrate", "solver table", "optimise"
+            ),
         )
 
     @classmethod
@@ -100,6 +103,7 @@ class FewStepLoadTuning(io.ComfyNode):
             outputs=[TuningType.Output(display_name="tuning")],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as("few steps", "calibration", "solver table"),
         )
 
     @classmethod
@@ -147,6 +151,7 @@ class FewStepTunedSampler(io.ComfyNode):
             outputs=[io.Sampler.Output(), io.Sigmas.Output()],
             hidden=[io.Hidden.unique_id],
             **inputs.REPORTING,
+            **inputs.searched_as("few steps", "which sampler", "best sampler", "solver table"),
         )
 
     @classmethod

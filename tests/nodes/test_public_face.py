@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +118,66 @@ def test_every_node_keeps_its_contract(nodes):
     }
 
 
+# The inputs that the front end folds away, as the host's own of their kind: orders, noise strengths, percents, the
+# choices of a measurement. What a person turns every day (steps, cfg, denoise, strength, seeds) stays in sight.
+PERCENTS = {"orthogonal", "start_percent", "end_percent"}
+RARE = {
+    "FewStepRestartSampler": {"s_noise"},
+    "FewStepDPMSolverV3": {
+        *{"order", "pseudo_predictor", "pseudo_corrector", "lower_order_final", "prediction", "last_step"}
+    },
+    "FewStepEstimateStatistics": {"levels", "pooling", "derivative"},
+    "FewStepSearchSchedule": {"teacher_steps", "start", "polish"},
+    "FewStepMeasureSpread": {"levels", "estimator"},
+    "FewStepProbabilisticGuidance": PERCENTS,
+    "FewStepGMFlowGuider": PERCENTS,
+    "FewStepGMFlowSampler": {"order", "substeps", "spectral"},
+    "FewStepRestartKSampler": {"restart_scheduler"},
+    "FewStepRestartKSamplerAdvanced": {
+        *{"add_noise", "start_at_step", "end_at_step", "return_with_leftover_noise", "restart_scheduler"}
+    },
+}
+
+
+def folded(node: dict) -> set[str]:
+    return {name for name, (_, *options) in inputs_of(node).items() if options and options[0].get("advanced")}
+
+
+def test_rare_inputs_are_folded_away_where_the_host_does_that(server, nodes):
+    hosts_own = server.get("/object_info/KSamplerAdvanced").json()["KSamplerAdvanced"]
+    known = RARE if folded(hosts_own) else {}
+    assert {name: folded(node) for name, node in nodes.items() if folded(node)} == known
+
+
+# What people type who look for one of these, and a node that they must find by it.
+SOUGHT = {
+    "restart": "FewStepRestartSchedule",
+    "krestart": "FewStepRestartKSampler",
+    "dpm3": "FewStepDPMSolverV3",
+    "flow dpm": "FewStepDPMSolverV3",
+    "oss": "FewStepSearchSchedule",
+    "ays": "FewStepLoadSchedule",
+    "which scheduler": "FewStepSearchSchedule",
+    "which sampler": "FewStepTune",
+    "few steps": "FewStepBoost",
+    "gmflow": "FewStepGMFlowSampler",
+    "apg": "FewStepProbabilisticGuidance",
+    "burn": "FewStepProbabilisticGuidance",
+    "wan 2.2": "FewStepTwoExperts",
+}
+
+
+def test_every_node_is_found_by_what_people_call_it_where_the_host_looks_for_that(server, nodes):
+    hosts_own = server.get("/object_info/CLIPTextEncode").json()["CLIPTextEncode"]
+    aliases = {name: node.get("search_aliases") or [] for name, node in nodes.items()}
+    if "search_aliases" not in hosts_own:
+        assert not any(aliases.values())
+        return
+    assert all(aliases.values()), [name for name, words in aliases.items() if not words]
+    assert {word: name for word, name in SOUGHT.items() if word not in aliases[name]} == {}
+    assert all(word == word.lower().strip() for words in aliases.values() for word in words)
+
+
 # What the measuring nodes were saved with before a guider could stand for their sockets: the values of their widgets by
 # position, and their sockets in the order in which front ends draw them.
 SAVED = {
@@ -150,14 +212,92 @@ def test_every_input_says_what_it_does(nodes):
             assert options.get("tooltip"), f"{name}.{word}"
 
 
+def figures(text: str) -> list[str]:
+    """The numbers in it, sorted: 1,000 is 1000, and 3.0e-03 one number."""
+    plain = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    return sorted(re.findall(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?", plain))
+
+
+def test_every_number_says_its_range(nodes):
+    """But for seeds, and for a limit that is there to keep a value off it, as 0.999 is: the tooltip says below 1."""
+    for name, node in nodes.items():
+        for word, (kind, options) in inputs_of(node).items():
+            if kind not in ("INT", "FLOAT") or "seed" in word:
+                continue
+            limits = {f"{round(options[limit], 2):g}" for limit in ("min", "max")}
+            assert limits <= set(figures(options["tooltip"])), f"{name}.{word}: {limits}, {options['tooltip']}"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# In other languages
+
+
+def keys_of(words: object) -> object:
+    return {key: keys_of(value) for key, value in words.items()} if isinstance(words, dict) else None
+
+
+def test_all_languages_have_the_same_keys():
+    files = {path.name for language in LANGUAGES for path in (ROOT / "locales" / language).iterdir()}
+    for file in files:
+        keys = [keys_of(json.loads((ROOT / "locales" / language / file).read_text("utf-8"))) for language in LANGUAGES]
+        assert all(words == keys[0] for words in keys[1:]), file
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_node_is_translated(server, nodes, language):
     words = server.get("/i18n").json()[language]["nodeDefs"]
+    assert set(words) >= set(nodes)
     for name, node in nodes.items():
         assert words[name]["display_name"] and words[name]["description"]
         assert set(words[name]["inputs"]) == set(inputs_of(node))
         assert all(entry["name"] and entry["tooltip"] for entry in words[name]["inputs"].values())
         assert list(words[name]["outputs"]) == [str(i) for i in range(len(node["output"]))]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_category_is_translated(server, nodes, language):
+    parts = {part for node in nodes.values() for part in node["category"].split("/")[1:]}
+    assert parts <= set(server.get("/i18n").json()[language]["nodeCategories"])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_translated_tooltip_has_the_figures_of_the_english_one(server, nodes, language):
+    words = server.get("/i18n").json()[language]["nodeDefs"]
+    for name, node in nodes.items():
+        assert set(figures(node["description"])) <= set(figures(words[name]["description"])), name
+        for word, (_, options) in inputs_of(node).items():
+            translated = words[name]["inputs"][word]["tooltip"]
+            assert set(figures(options["tooltip"])) <= set(figures(translated)), f"{name}.{word}: {translated}"
+
+
+def shape(page: str) -> list[str]:
+    """The first sign of every heading, table row and item of a list."""
+    return re.findall(r"^(#+|\||- |\d+\. )", page, re.MULTILINE)
+
+
+def rows(page: str) -> list[list[str]]:
+    return [figures(line) for line in page.splitlines() if line.startswith("|")]
+
+
+def long_figures(page: str) -> set[str]:
+    """Those of more than one digit: a language may write `once` and `half` as it likes."""
+    return {figure for figure in figures(page) if len(figure) > 1}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_has_a_help_page_in_every_language(server, nodes, language):
+    """That the host serves where the front end looks for it, and that keeps up with the English one."""
+    words = server.get("/i18n").json()[language]["nodeDefs"]
+    assert [name for name in nodes if not (ROOT / "web" / "docs" / name / f"{language}.md").exists()] == []
+    for name, node in nodes.items():
+        english, page = (server.get(f"/extensions/fewstep/docs/{name}{of}.md").text for of in ("", f"/{language}"))
+        assert page.startswith(f"# {words[name]['display_name']}\n"), name
+        for word in inputs_of(node):
+            entry = f"**{words[name]['inputs'][word]['name']}** (`{word}`)"
+            assert entry in " ".join(page.split()), f"{name}: {entry}"
+        assert shape(page) == shape(english), name
+        assert rows(page) == rows(english), name
+        assert long_figures(page) == long_figures(english), f"{name}: {long_figures(page) ^ long_figures(english)}"
 
 
 def test_every_example_has_a_thumbnail_and_is_offered_by_the_host(server):
