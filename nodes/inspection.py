@@ -45,6 +45,7 @@ class FewStepInspectSchedule(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone
             **inputs.REPORTING,
+            **inputs.searched_as("plot sigmas", "sigma graph", "visualize sigmas", "log snr", "scheduler compare"),
         )
 
     @classmethod
