@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .boost import FewStepBoost
+from .compare import FewStepCompare, FewStepEntry
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
 from .experts import FewStepTwoExperts
@@ -54,4 +55,6 @@ class FewStepExtension(ComfyExtension):
             FewStepTune,
             FewStepLoadTuning,
             FewStepTunedSampler,
+            FewStepEntry,
+            FewStepCompare,
         ]
