@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -92,7 +92,8 @@ class Compared:
     ends: list[Tensor]
     converged: Tensor | None
     known: float
-    remarks: list[str] = field(default_factory=list)
+    facts: dict[str, Any]
+    remarks: list[str]
 
     @property
     def drawn(self) -> list[Row]:
@@ -126,7 +127,7 @@ def compare(request: Request, shelf: Shelf, node_id: str | None) -> Compared:
     if not ends:
         why = "\n".join(f"{row.label}: {row.refused}" for row in rows)
         raise ValueError(f"Nothing could be compared.\n{why}")
-    return Compared(request, rows, ends, bench.converged, bench.known, bench.remarks)
+    return Compared(request, rows, ends, bench.converged, bench.known, bench.main.facts, bench.remarks)
 
 
 class Bench:
@@ -139,7 +140,7 @@ class Bench:
         self.main = self.side(request)
         self.own: dict[int, Side | ValueError] = {}  # by the id of an entry's guider
         self.references: dict[tuple[int, float], list[Picture] | Exception] = {}
-        self.kinds: dict[str, str] = {}  # by label
+        self.kinds: dict[tuple[str, bool], bool] = {}  # by sampler, and whether its sigmas rise: draws it noise?
         self.remarks: list[str] = []
         if any(has_boost(model) for model in request.models):
             self.remarks.append("Boost on the model is left out: every entry runs as itself.")
@@ -160,7 +161,8 @@ class Bench:
     def expected(self) -> int:
         """Model calls of one latent."""
         starts: set[tuple[int, float]] = set()
-        total, labels = 0, set()
+        probed: set[tuple[str, bool]] = set()
+        total = 0
         for candidate in self.candidates:
             try:
                 side = self.side_of(candidate)
@@ -168,8 +170,9 @@ class Bench:
                 continue
             if candidate.refused:
                 continue
-            probes = candidate.label not in labels and self.probe_key(side, candidate) not in self.shelf.draws_noise
-            labels.add(candidate.label)
+            sort = side.sort_of(candidate)
+            probes = sort not in probed and side.key(candidate, 0) not in self.shelf.draws_noise
+            probed.add(sort)
             missing = [n for n in range(self.request.images) if side.key(candidate, n) not in self.shelf]
             total += candidate.expected_calls * (len(missing) + probes)
             starts.add((id(side), side.start_of(candidate)))
@@ -177,9 +180,6 @@ class Bench:
         steps = self.request.reference_steps
         solved = sum(len(sides[number].missing(start, self.request.images)) for number, start in starts)
         return total + solved * (steps + steps // 2)
-
-    def probe_key(self, side: Side, candidate: Candidate) -> str:
-        return side.key(candidate, 0)
 
     def side_of(self, candidate: Candidate) -> Side:
         """Raises ValueError, in words, for a guider that does not fit."""
@@ -249,15 +249,17 @@ class Bench:
         return found
 
     def kind_of(self, side: Side, candidate: Candidate) -> str:
-        """Told once a label, at the first of its numbers of steps."""
-        if candidate.label not in self.kinds:
+        """Told once a sampler, at the first of its numbers of steps."""
+        sort, known = side.sort_of(candidate), self.shelf.draws_noise
+        if sort not in self.kinds:
             self.counter.phase = f"drawing {candidate.label}"
-            key, draws = self.probe_key(side, candidate), self.shelf.draws_noise
-            if key not in draws:
-                draws[key] = side.draws_noise(candidate, lambda: self.picture(side, candidate, 0))
-            guided = side.request.cfg != 1
-            self.kinds[candidate.label] = SDE if draws[key] else candidate.kind if guided else ODE
-        return self.kinds[candidate.label]
+            key = side.key(candidate, 0)
+            if key not in known:
+                known[key] = side.draws_noise(candidate, lambda: self.picture(side, candidate, 0))
+            self.kinds[sort] = known[key]
+        if self.kinds[sort]:
+            return SDE
+        return candidate.kind if side.request.cfg != 1 else ODE
 
     def pictures(self, side: Side, candidate: Candidate) -> list[Picture]:
         self.counter.phase = f"drawing {candidate.label}"

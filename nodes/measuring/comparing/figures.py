@@ -64,7 +64,7 @@ class Curve:
 
     def error_at(self, seconds: float) -> float | None:
         """In so much time: between its rows on a straight line of logarithms; None beyond them."""
-        return between([(row.time, row.error) for row in self.rows], seconds)
+        return between([(row.time, row.error) for row in self.rows], seconds, SAME_TIME)
 
     def calls_for(self, error: float) -> float | None:
         """Where it comes as near as `error` at first; None where its rows do not."""
@@ -80,13 +80,15 @@ def geometric(values: Sequence[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
-def between(points: Sequence[tuple[float, float]], at: float) -> float | None:
-    """The value at `at`, on straight lines of logarithms between the points; None outside of them."""
+def between(points: Sequence[tuple[float, float]], at: float, same: float = 0.0) -> float | None:
+    """The value at `at`, on straight lines of logarithms between the points; None outside of them.
+
+    same: within so much of it an end of them is as good.
+    """
     known = sorted(points)
-    if math.isclose(at, known[0][0], rel_tol=SAME_TIME):
-        return known[0][1]
-    if math.isclose(at, known[-1][0], rel_tol=SAME_TIME):
-        return known[-1][1]
+    for x, y in (known[0], known[-1]):
+        if math.isclose(at, x, rel_tol=same):
+            return y
     for (x0, y0), (x1, y1) in zip(known, known[1:], strict=False):
         if x0 <= at <= x1:
             share = math.log(at / x0) / math.log(x1 / x0) if x1 > x0 else 0.0

@@ -38,7 +38,7 @@ def shown(found: Compared, vae: Any) -> Shown:
     chart, remark = comparison_chart(found.rows, told)
     pictures, of_grid = pictures_of(found, vae)
     said = [*sentences(found.rows, told), *found.remarks, *filter(None, (remark.strip(), of_grid))]
-    facts = {name: request.asked[name] for name in ("prediction", "sampling", "shift", "prompt")}
+    facts = {name: found.facts[name] for name in ("model", "prediction", "sampling", "shift")}
     drawn = page(text) if chart is None else chart
     return Shown(said, text, as_csv(found.rows), as_json(found.rows, told, facts), drawn, pictures)
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import comfy.sample
@@ -31,6 +32,7 @@ from .shelf import Picture, Shelf
 
 OTHER_SEED = 0x5EED  # of a sampler's own noise, where it is told whether it draws any
 SAME_PICTURE = 1e-2  # of the latents' mean square: two ends that differ by more are not one with rounding
+TOGETHER = 8  # latents that are solved at a time, so that a cancel loses no more
 BEYOND_ROUNDING = 4.0  # times what the same seed gives a second time
 
 
@@ -108,6 +110,11 @@ class Side:
             self.samplers[id(sampler)] = Told(sampler, parts_of).text
         return self.samplers[id(sampler)]
 
+    def sort_of(self, candidate: Candidate) -> tuple[str, bool]:
+        """What decides whether it draws noise: the sampler, and that a restart's sigmas rise."""
+        rises = any(later > sigma for sigma, later in pairwise(candidate.sigmas))
+        return self.told(candidate.sampler), rises
+
     def draw(self, candidate: Candidate, image: int, sampler_seed: int | None = None) -> Picture:
         """As SamplerCustomAdvanced would. sampler_seed: of what the sampler draws; the picture's where it is None."""
         request, device = self.request, self.request.model.load_device
@@ -167,7 +174,7 @@ class Side:
     def converge(self, start: float, images: int) -> list[Picture]:
         """In the model's own scale. Raises ValueError where the model's answers lead nowhere."""
         asked = self.missing(start, images)
-        most = batch_of(self.request, len(asked)) if asked else 1
+        most = min(batch_of(self.request, len(asked)), TOGETHER) if asked else 1
         for first in range(0, len(asked), most):
             part = asked[first : first + most]
             fine, coarse = self.solved(start, part)
