@@ -22,7 +22,7 @@ from .measuring.comparing.show import shown
 from .tune import TuningType
 
 EntryType = io.Custom("FEWSTEP_ENTRY")
-MOST_ENTRIES = 16
+MOST_ENTRIES, SOCKETS = 32, 12  # where they grow, and where all of them are there from the beginning
 PREFIX = "fewstep/compare"
 shelf = Shelf()
 
@@ -65,8 +65,7 @@ def growing_entries() -> list[io.Input]:
         one = EntryType.Input("entry", optional=True, tooltip=tooltip)
         template = growing.TemplatePrefix(one, prefix="entry", min=0, max=MOST_ENTRIES)
         return [growing.Input("entries", template=template, optional=True, tooltip=tooltip)]
-    numbers = range(MOST_ENTRIES)
-    names = [(f"entries.entry{number}", f"entry {number + 1}") for number in numbers]
+    names = [(f"entries.entry{number}", f"entry {number + 1}") for number in range(SOCKETS)]
     return [EntryType.Input(id, display_name=name, optional=True, tooltip="From Entry.") for id, name in names]
 
 
@@ -185,7 +184,7 @@ class FewStepCompare(io.ComfyNode):
         told = shown(found, vae)
         saved = saved_or_not(prefix, told)
         report = Report(cls.hidden.unique_id).say("\n".join([*told.sentences, "", told.table, saved.said]).strip())
-        pictures = saved.images or ui.PreviewImage(told.chart, cls=cls).as_dict()["images"]
+        pictures = saved.images[:1] or ui.PreviewImage(told.chart, cls=cls).as_dict()["images"]  # one is drawn large
         latents = {"samples": latents_of(found)}
         return io.NodeOutput(latents, told.chart, told.table, told.grid, ui={"images": pictures} | report.ui)
 

@@ -471,7 +471,7 @@ def test_the_node_gives_latents_chart_table_and_grid_and_saves_them(output):
     assert "Connect a VAE for the grid" in made.ui["fewstep"][0]["text"] and grid.ndim == 4
     names = sorted(path.name for path in (output / "sub").iterdir())
     assert names == ["cmp_00001_.csv", "cmp_00001_.json", "cmp_00001_chart.png", "cmp_00001_grid.png"]
-    assert [image["filename"] for image in made.ui["images"]] == names[2:]
+    assert [image["filename"] for image in made.ui["images"]] == names[2:3]
     with (output / "sub" / names[0]).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     document = json.loads((output / "sub" / names[1]).read_text(encoding="utf-8"))
