@@ -108,10 +108,14 @@ def thinned(values: list[float]) -> list[float]:
 
 
 def round_places(left: float, right: float) -> list[float]:
+    """Two or more, the rounder the better; the ends where nothing round lies between them."""
     decades = range(int(np.floor(np.log10(left))), int(np.ceil(np.log10(right))) + 1)
-    places = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
-    inside = [place for place in places if left * 0.95 <= place <= right * 1.05]
-    return inside or [float(f"{(left * right) ** 0.5:.1g}")]
+    for factors in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), np.arange(1, 10, 0.5), np.arange(1, 10, 0.1)):
+        places = [float(factor) * 10.0**decade for decade in decades for factor in factors]
+        inside = thinned([place for place in places if left * 0.95 <= place <= right * 1.05])
+        if len(inside) > 1:
+            return inside
+    return [left, right]
 
 
 def names(axes: Any, ends: Sequence[tuple[str, float, float]], colors: dict[str, str]) -> None:
