@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .boost import FewStepBoost
+from .compare import FewStepCompare, FewStepEntry
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
 from .experts import FewStepTwoExperts
@@ -56,4 +57,6 @@ class FewStepExtension(ComfyExtension):
             FewStepLoadTuning,
             FewStepTunedSampler,
             FewStepInspectSchedule,
+            FewStepEntry,
+            FewStepCompare,
         ]

@@ -28,7 +28,7 @@ from ...schedulers.recipe import recipe_between
 from ...schedulers.tuning.tuning import Tuning
 from .deis import deis_sampler
 from .dpm_solver_v3 import Choice, dpm_solver_v3_sampler
-from .guiders import Recognised
+from .guiders import Recognised, fresh
 from .identity import BOOST
 from .loading import searched
 from .noise_law import noise_law
@@ -221,6 +221,21 @@ def boosted(model: ModelPatcher, boost: Boost) -> ModelPatcher:
     clone.remove_wrappers_with_key(OUTER, BOOST)
     clone.add_wrapper_with_key(OUTER, BOOST, boost)
     return clone
+
+
+def has_boost(model: Any) -> bool:
+    return bool(getattr(model, "wrappers", {}).get(OUTER, {}).get(BOOST))
+
+
+def without_boost(guider: comfy.samplers.CFGGuider) -> comfy.samplers.CFGGuider:
+    """The same guidance, in which every sampler runs as itself."""
+    made = fresh(guider)
+    for name, model in list(vars(made).items()):
+        if isinstance(model, ModelPatcher) and has_boost(model):
+            clone = model.clone()
+            clone.remove_wrappers_with_key(OUTER, BOOST)
+            setattr(made, name, clone)
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.utils
@@ -40,11 +41,20 @@ def streams_of(latent: Tensor | NestedTensor, sampling) -> Streams:
 
 def in_models_scale(model: BaseModel, latent: Tensor, streams: Streams) -> Tensor:
     """The host's process_latent_in of a pack, outside of a run: the model is told what it is told in one."""
+    return told_of_streams(model, latent, streams, model.process_latent_in)
+
+
+def in_hosts_scale(model: BaseModel, latent: Tensor, streams: Streams) -> Tensor:
+    """The inverse, by the host's process_latent_out."""
+    return told_of_streams(model, latent, streams, model.process_latent_out)
+
+
+def told_of_streams(model: BaseModel, latent: Tensor, streams: Streams, process: Callable[[Tensor], Tensor]) -> Tensor:
     before = getattr(model, SHAPES, None)
     own = [torch.Size((len(latent), *shape)) for shape in streams.shapes] if streams.is_pack else [latent.shape]
     setattr(model, SHAPES, own)
     try:
-        return model.process_latent_in(latent)
+        return process(latent)
     finally:
         setattr(model, SHAPES, before)
 

@@ -56,13 +56,17 @@ class Counter:
             self.called += 1
             denoised = denoise(x, sigma)
             self.check_answer(x, sigma, denoised)
-            self.done += len(x) if self.by_latent else 1
-            self.bar.update_absolute(self.done)
-            text = f"{self.what}: {self.done} of {self.calls(self.total)}, {self.time_left()} left"
-            show_text(self.node_id, text)
+            self.count(len(x) if self.by_latent else 1)
             return denoised
 
         return counted
+
+    def count(self, number: int) -> None:
+        """So many more are done."""
+        self.done += number
+        self.bar.update_absolute(self.done, self.total)
+        text = f"{self.what}: {self.done} of {self.calls(self.total)}, {self.time_left()} left"
+        show_text(self.node_id, text)
 
     def check_answer(self, x: Tensor, sigma: float, denoised: Tensor) -> None:
         """What a run that has diverged is answered is no fault of the model's: whoever made the run judges that."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import linecache
 import math
 import os
+import re
 import traceback
 from collections.abc import Callable
 from functools import cache
@@ -27,11 +28,18 @@ from torch import Tensor
 pytestmark = pytest.mark.usefixtures("host")
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 LONG = "FEWSTEP_LONG" in os.environ
-MEASURING = ("FewStepEstimateStatistics", "FewStepSearchSchedule", "FewStepMeasureSpread", "FewStepTune")
+MEASURING = (
+    "FewStepCompare",
+    "FewStepEstimateStatistics",
+    "FewStepMeasureSpread",
+    "FewStepSearchSchedule",
+    "FewStepTune",
+)
 QUICK = [
     "FewStepBoost",
     "FewStepDemoModel",
     "FewStepDPMSolverV3",
+    "FewStepEntry",
     "FewStepGMFlowGuider",
     "FewStepGMFlowLabel",
     "FewStepGMFlowSampler",
@@ -55,12 +63,14 @@ SMALL = {
     "levels": (6, 8),
     "steps": (1, 4),
     "teacher_steps": (20, 30),
+    "reference_steps": (20, 30),
     "trajectories": (2, 3),
     "polish": (0, 1),
 }
 AFFORDABLE = {"effort": ("quick",)}  # of a combo's options
 SELDOM_MISSING = ("model", "positive", "negative", "latent_image")  # optional, because a guider may stand for most
 SEGMENTS = ("", "default", "a1111", "[3, 1, 0.1, 0.8]", '[2, 2, -100, "50%"], default', "[3, 1, 0, 30]", "[9, 9, 9")
+CALLS = ("2", "3, 4", "5 5", "1")  # of Compare's rivals
 ODD_NUMBERS = (-1, 0, 1, 2, 3, 2**70, -(2**70))
 ODD_FLOATS = (-1.0, 0.0, 1.0, 1e-30, 1e30, -1e30, math.inf, -math.inf, math.nan)
 ODD_WORDS = ("", " ", "elsewhere", "../../x", "a\0b", "x" * 300, ".hidden", "sub/", "red\N{SNOWMAN}")
@@ -153,6 +163,20 @@ def latents() -> st.SearchStrategy:
     return st.one_of(empty, pictures, st.just({}))
 
 
+def entries() -> st.SearchStrategy:
+    """Of Compare: some of which cannot run."""
+    from fewstep.nodes.measuring.comparing.entries import Entry
+
+    labels = st.sampled_from(["mine", "", "a | b $x$", "x" * 300, 5])
+    return st.builds(Entry, labels, st.one_of(samplers(), st.none()), schedules(), guiders())
+
+
+def vaes() -> st.SearchStrategy:
+    from fewstep.nodes.models.demo import load_vae
+
+    return st.sampled_from([load_vae(), None, 5])
+
+
 def schedules() -> st.SearchStrategy:
     good = st.sampled_from([[1.0, 0.7, 0.3, 0.0], [1.0, 0.5, 0.0], [0.6, 0.2, 0.0], [14.6, 3.0, 0.5, 0.0]])
     numbers = st.one_of(st.floats(-1, 20, width=32), st.sampled_from([math.nan, math.inf, 0.0, 1.0, 1.0000001]))
@@ -171,6 +195,9 @@ def sockets() -> dict[str, st.SearchStrategy]:
         "GUIDER": guiders(),
         "FEWSTEP_PROMPTS": st.sampled_from([(), (demo("eps")[1:],), (demo("eps")[1:], (demo("eps")[2], []))]),
         "SIGMAS": schedules(),
+        "VAE": vaes(),
+        "FEWSTEP_ENTRY": entries(),
+        "COMFY_AUTOGROW_V3": st.lists(entries(), max_size=2).map(lambda those: dict(enumerate_named(those))),
         "SAMPLER": samplers(),
         "FEWSTEP_INTERVALS": st.sampled_from([(Interval(3, 1, 0.1, 0.8),), (Interval(2, 2, 0.3, 9.0),)]),
         "FEWSTEP_STATISTICS": st.just(statistics()),
@@ -178,6 +205,11 @@ def sockets() -> dict[str, st.SearchStrategy]:
         "FEWSTEP_SCHEDULE": st.just(searched()),
         "FEWSTEP_TUNING": st.just(tuned()),
     }
+
+
+def enumerate_named(those: list):
+    """As a newer host hands over a list that grows."""
+    return ((f"entry{number}", one) for number, one in enumerate(those))
 
 
 def widget(spec, odd: bool) -> st.SearchStrategy:
@@ -190,6 +222,8 @@ def widget(spec, odd: bool) -> st.SearchStrategy:
         return st.booleans()
     if spec.id == "segments" and not odd:
         return st.sampled_from(SEGMENTS)
+    if spec.id == "calls" and not odd:
+        return st.sampled_from(CALLS)
     if kind == "STRING":
         return st.sampled_from(ODD_WORDS) if odd else st.sampled_from(["", "mine", "golden retriever", "7"])
     if kind == "INT":
@@ -211,6 +245,8 @@ def inputs(node) -> st.SearchStrategy:
         odd = draw(st.sampled_from([None, *widgets]))
         values = {}
         for spec in schema.inputs:
+            if re.fullmatch(r"entries\.entry([2-9]|\d\d)", spec.id):
+                continue  # of the many sockets of an older host two are enough
             if spec.optional and draw(seldom if spec.id in SELDOM_MISSING else st.booleans()):
                 continue
             values[spec.id] = draw(ready[spec.io_type] if spec.io_type in ready else widget(spec, spec.id == odd))
