@@ -5,11 +5,15 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .boost import FewStepBoost
+from .deis import FewStepDEIS
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
+from .dual_fast import FewStepDualFast
 from .experts import FewStepTwoExperts
+from .flow_maps import FewStepFlowMapSampler, FewStepTrigFlow, FewStepTrigFlowSchedule
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
+from .heavy_tail import FewStepHeavyTailNoise
 from .host.replacements import register_replacements
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
 from .prompts import FewStepPromptList
@@ -54,4 +58,10 @@ class FewStepExtension(ComfyExtension):
             FewStepTune,
             FewStepLoadTuning,
             FewStepTunedSampler,
+            FewStepDEIS,
+            FewStepDualFast,
+            FewStepTrigFlow,
+            FewStepTrigFlowSchedule,
+            FewStepFlowMapSampler,
+            FewStepHeavyTailNoise,
         ]
