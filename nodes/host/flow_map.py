@@ -11,6 +11,7 @@ from typing import Any
 import comfy.samplers
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ...samplers.flow_map import FlowMap, MapDenoiser, share_of
 from ...samplers.sigmas import checked_sigmas, without_repeats
@@ -36,7 +37,7 @@ class Noticed(Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        for one in (*args, *(kwargs or {}).values()):
+        for one in tree_leaves((args, kwargs)):
             if isinstance(one, cls):
                 one.was_read = True
         with torch._C.DisableTorchFunctionSubclass():

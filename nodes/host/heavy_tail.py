@@ -33,8 +33,9 @@ class HeavyTailNoise:
         together = packed(ordinary)
         if self.dimension < (numbers := math.prod(together.shape[1:])):
             complain(self.report, "Heavy Tail Noise", narrow(numbers, self.dimension))
-        stretched = torch.stack([item * stretch(self.dimension, self.seed_of(item)) for item in together])
-        stretched = stretched.to(together.dtype) if len(together) else together
+        strengths = [stretch(self.dimension, self.seed_of(item)) for item in together]
+        strength = torch.tensor(strengths, dtype=torch.float64).view(-1, *[1] * (together.ndim - 1))
+        stretched = (together * strength).to(together.dtype)
         return nested(stretched, streams) if streams else stretched
 
     def seed_of(self, item: Tensor) -> int:

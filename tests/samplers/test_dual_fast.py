@@ -56,7 +56,9 @@ def test_order_of_convergence_around_euler():
             denoise = GuidedMixture(mixture, VARIANCE_EXPLODING)
             drawn = EULER(DualFast(denoise, strength_of(strength, "constant", sigmas)), y, sigmas)
             found.append(float((drawn - end).square().mean().sqrt()))
-    order = {s: [torch.log2(torch.tensor(a / b)).item() for a, b in zip(e, e[1:], strict=False)] for s, e in errors.items()}
+    order = {
+        s: [torch.log2(torch.tensor(a / b)).item() for a, b in zip(e, e[1:], strict=False)] for s, e in errors.items()
+    }
     assert order[0.0] == pytest.approx([1, 1], abs=0.1) and order[0.5] == pytest.approx([2, 2], abs=0.2)
 
 
