@@ -17,10 +17,10 @@ class FewStepDualFast(io.ComfyNode):
             node_id="FewStepDualFast",
             display_name="DualFast (FewStep)",
             category="FewStep/sampling",
-            description="Makes euler or heun better at few steps, at no further model call: an earlier estimate of the "
-            "noise is mixed into every later one. Samplers that look back themselves have nothing to gain.",
+            description="Makes euler much better at few steps, at no further model call: an earlier estimate of the "
+            "noise is mixed into every later one. Samplers that look back themselves are the worse for it.",
             inputs=[
-                io.Sampler.Input("sampler", tooltip="euler gains most; heun and dpmpp_2m a little, at 0.25 or below."),
+                io.Sampler.Input("sampler", tooltip="euler. Others gain little, or lose."),
                 io.Float.Input(
                     "strength",
                     default=0.5,
@@ -28,15 +28,14 @@ class FewStepDualFast(io.ComfyNode):
                     max=MOST,
                     step=0.05,
                     round=0.001,
-                    tooltip="How much of the difference is added, 0 to 2. 0 changes nothing. 0.5 for euler, 0.25 for "
-                    "samplers of second order.",
+                    tooltip="How much of the difference is added, 0 to 2. 0 changes nothing; 0.5 is right for euler.",
                 ),
                 io.Combo.Input(
                     "ramp",
                     options=list(RAMPS),
                     default="constant",
-                    tooltip="linear: from 0 at the first step to the strength at the last, where the model is worst at "
-                    "telling noise. constant: the same at all steps.",
+                    tooltip="constant: the same at all steps, the best in our tests. linear: from 0 at the first step "
+                    "to the strength at the last, as the paper has it.",
                 ),
                 io.Combo.Input(
                     "reference",
@@ -44,7 +43,7 @@ class FewStepDualFast(io.ComfyNode):
                     default="previous",
                     optional=True,
                     tooltip="The earlier estimate. previous: the last one of more noise. first: that of the first "
-                    "step, for eps and v models in 5 steps or so; on flow models it hurts from 8 steps on.",
+                    "step; on flow models it hurts from 8 steps on.",
                 ),
             ],
             outputs=[io.Sampler.Output()],

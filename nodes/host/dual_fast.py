@@ -17,10 +17,11 @@ from .noise_law import noise_law
 from .progress import Report
 from .sampler import model_sampling_of, sample_restart
 
-# Of the host: these look back on their own, so that the mixture goes too far, or draw noise, which is no estimate.
-LOOK_BACK = "deis deis_method deis_clock gradient_estimation ipndm ipndm_v lms res_multistep unipc unipc_bh2".split()
-STEADY = 0.25  # strength up to which a second-order sampler is the better for it
-SECOND_ORDER = ["dpmpp_2m", "dpm_solver_v3"]
+# These look back on their own, so that the mixture goes too far; and these draw noise, of which nothing is known before.
+LOOK_BACK = (
+    "deis deis_method deis_clock dpm_solver_v3 dpmpp_2m gradient_estimation ipndm ipndm_v lms res_multistep unipc "
+    "unipc_bh2"
+).split()
 DRAW = ("ancestral", "sde", "lcm", "ddpm", "seeds", "er_sde", "sa_solver")
 
 
@@ -112,14 +113,12 @@ def dual_fast_sampler(
 
 
 def remark_on(sampler: comfy.samplers.KSAMPLER, strength: float) -> str:
-    """One sentence about a sampler that has little to gain."""
+    """One sentence about a sampler that has nothing to gain."""
     name = getattr(sampler.sampler_function, "__name__", "").removeprefix("sample_")
     if strength == 0:
         return ""
     if name in LOOK_BACK:
-        return f"{name} looks back on earlier answers itself: DualFast on top of it goes too far. Use euler or heun."
+        return f"{name} looks back on earlier answers itself, and is the worse for DualFast. Use euler."
     if any(word in name for word in DRAW):
-        return f"{name} draws noise at every step: an earlier estimate is of other noise. Use euler or heun."
-    if name in SECOND_ORDER and strength > STEADY:
-        return f"{name} is of second order: keep the strength at {STEADY:g} or below."
+        return f"{name} draws noise at every step, and an earlier estimate is of other noise. Use euler."
     return ""

@@ -30,11 +30,15 @@ LONG = "FEWSTEP_LONG" in os.environ
 MEASURING = ("FewStepEstimateStatistics", "FewStepSearchSchedule", "FewStepMeasureSpread", "FewStepTune")
 QUICK = [
     "FewStepBoost",
+    "FewStepDEIS",
     "FewStepDemoModel",
     "FewStepDPMSolverV3",
+    "FewStepDualFast",
+    "FewStepFlowMapSampler",
     "FewStepGMFlowGuider",
     "FewStepGMFlowLabel",
     "FewStepGMFlowSampler",
+    "FewStepHeavyTailNoise",
     "FewStepLoadGMFlow",
     "FewStepLoadSchedule",
     "FewStepLoadStatistics",
@@ -46,6 +50,8 @@ QUICK = [
     "FewStepRestartKSamplerAdvanced",
     "FewStepRestartSampler",
     "FewStepRestartSchedule",
+    "FewStepTrigFlow",
+    "FewStepTrigFlowSchedule",
     "FewStepTunedSampler",
     "FewStepTwoExperts",
 ]
@@ -254,6 +260,9 @@ def check_result(value: Any, sigmas: Tensor) -> None:
         assert not value.isnan().any()
     elif isinstance(value, dict):
         assert value["samples"].isfinite().all()
+    elif hasattr(value, "generate_noise"):
+        drawn = [value.generate_noise({"samples": torch.zeros(2, 3, 8, 8)}) for _ in range(2)]
+        assert drawn[0].isfinite().all() and torch.equal(*drawn)
     elif isinstance(value, comfy.samplers.KSAMPLER):
         for variant in ("eps", "gmflow"):
             check_picture(demo(variant), value, sigmas)

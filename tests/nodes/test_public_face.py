@@ -95,6 +95,12 @@ CONTRACT = {
     "FewStepTune": (["cfg", "seed", "effort"], [*SOCKETS, "save_as", "guider", "prompts"], ["FEWSTEP_TUNING"]),
     "FewStepLoadTuning": (["name"], [], ["FEWSTEP_TUNING"]),
     "FewStepTunedSampler": (["tuning", "model", "steps", "denoise"], [], ["SAMPLER", "SIGMAS"]),
+    "FewStepDEIS": (["method", "order", "clock"], [], ["SAMPLER"]),
+    "FewStepDualFast": (["sampler", "strength", "ramp"], ["reference"], ["SAMPLER"]),
+    "FewStepTrigFlow": (["model", "sigma_data"], [], ["MODEL"]),
+    "FewStepTrigFlowSchedule": (["model", "steps", "times"], ["own_times"], ["SIGMAS"]),
+    "FewStepFlowMapSampler": (["method", "gamma"], [], ["SAMPLER"]),
+    "FewStepHeavyTailNoise": (["noise_seed", "dimension"], [], ["NOISE"]),
     "FewStepTwoExperts": (
         ["model_high", "model_low", "positive", "negative", "cfg_high", "cfg_low", "boundary"],
         [],

@@ -57,8 +57,8 @@ def test_a_sampler_is_wrapped_as_what_it_is_and_stays_what_it_was():
     "name, strength, words",
     [
         ("euler", 0.5, ""),
-        ("dpmpp_2m", 0.25, ""),
-        ("dpmpp_2m", 0.5, "second order"),
+        ("heun", 0.25, ""),
+        ("dpmpp_2m", 0.25, "looks back"),
         ("gradient_estimation", 0.1, "looks back"),
         ("ipndm", 0.1, "looks back"),
         ("uni_pc", 0.1, "looks back"),
