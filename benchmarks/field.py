@@ -3,10 +3,10 @@
     python3 run.py python benchmarks/field.py [--networks "mixture eps,mixture flow"] [--seeds 16] [--out FILE.json]
 
 A cell is a network, a cfg and a number of guided model calls. Errors are geometric means over the seeds of the mean
-squared distance to the converged latent. Every sampler but Boost runs on two schedules (karras and beta, on flow models
-simple and beta), and the better of the two is shown, so that none loses by its schedule. The host's best is the one that
-results/host_best.json names for the cell, run on the same seeds. TrigFlow, flow maps and the noise of PFGM++ need
-networks of their own; on others there is nothing to compare.
+squared distance to the converged latent. Every sampler but Boost runs on two schedules (karras and beta, on flow
+models simple and beta), and the better of the two is shown, so that none loses by its schedule. The host's best is the
+one that results/host_best.json names for the cell, run on the same seeds. TrigFlow, flow maps and the noise of PFGM++
+need networks of their own; on others there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ ENTRIES = {
     "DualFast euler 0.5": lambda: dual_fast_sampler(HOSTS("euler"), 0.5, "constant"),
     "DualFast euler 0.5 linear": lambda: dual_fast_sampler(HOSTS("euler"), 0.5, "linear"),
     "DualFast euler 0.25 linear first": lambda: dual_fast_sampler(HOSTS("euler"), 0.25, "linear", "first"),
+    "heun": lambda: HOSTS("heun"),
     "DualFast heun 0.25 linear": lambda: dual_fast_sampler(HOSTS("heun"), 0.25, "linear"),
     "DualFast dpmpp_2m 0.25 linear": lambda: dual_fast_sampler(HOSTS("dpmpp_2m"), 0.25, "linear"),
 }
@@ -103,19 +104,17 @@ def boost(of: Problem, calls: int) -> float:
     return error(ours, HOSTS("euler"), sigmas)
 
 
-def rows(networks: list[str], seeds: int) -> list[dict]:
-    found, best = [], best_names()
-    for network, cfg in tqdm(list(product(networks, CFGS)), mininterval=5):
-        of = NETWORKS[network](cfg, seeds)
-        for calls in CALLS:
-            errors, schedules = {}, {}
-            for name in ENTRIES:
-                errors[name], schedules[name] = better_of_two(of, name, calls)
-            if named := best.get((network, cfg, calls)):
-                errors["host's best"], schedules["host's best"] = host_best(of, named, calls), named
-            errors["Boost"] = boost(of, calls)
-            cell = {"network": network, "cfg": cfg, "calls": calls, "seeds": seeds, "end_error": of.end_error}
-            found.append(cell | {"errors": errors, "schedules": schedules})
+def rows(network: str, cfg: float, seeds: int) -> list[dict]:
+    found, best, of = [], best_names(), NETWORKS[network](cfg, seeds)
+    for calls in tqdm(CALLS, desc=of.name, mininterval=5):
+        errors, schedules = {}, {}
+        for name in ENTRIES:
+            errors[name], schedules[name] = better_of_two(of, name, calls)
+        if named := best.get((network, cfg, calls)):
+            errors["host's best"], schedules["host's best"] = host_best(of, named, calls), named
+        errors["Boost"] = boost(of, calls)
+        cell = {"network": network, "cfg": cfg, "calls": calls, "seeds": seeds, "end_error": of.end_error}
+        found.append(cell | {"errors": errors, "schedules": schedules})
     return found
 
 
@@ -139,9 +138,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "field.json", help="all figures, as JSON")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    with torch.no_grad():
-        found = rows(args.networks.split(","), args.seeds)
-    args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    found: list[dict] = []
+    for network, cfg in product(args.networks.split(","), CFGS):
+        with torch.no_grad():
+            found += rows(network, cfg, args.seeds)
+        args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(table(found))
 
 

@@ -17,7 +17,7 @@ from .noise_law import noise_law
 from .progress import Report
 from .sampler import model_sampling_of, sample_restart
 
-# These look back on their own, so that the mixture goes too far; and these draw noise, of which nothing is known before.
+# These look back on their own, so that the mixture goes too far; and these draw noise, which nothing earlier knows.
 LOOK_BACK = (
     "deis deis_method deis_clock dpm_solver_v3 dpmpp_2m gradient_estimation ipndm ipndm_v lms res_multistep unipc "
     "unipc_bh2"
