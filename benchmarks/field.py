@@ -131,6 +131,27 @@ def table(found: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def share(found: list[dict], name: str, of: str) -> str:
+    """Of another's error, in the geometric mean over the cells that have both; and in how many it is nearer."""
+    both = [row["errors"] for row in found if {name, of} <= row["errors"].keys()]
+    ratios = [errors[name] / errors[of] for errors in both]
+    if not ratios:
+        return ""
+    return f"{geometric_mean(torch.tensor(ratios)):.2f} ({sum(ratio < 1 for ratio in ratios)} of {len(ratios)})"
+
+
+def summary(found: list[dict]) -> str:
+    """A line a sampler: its error by that of Boost, of the host's best and of dpmpp_2m."""
+    parts = {f"of Boost's, cfg {cfg:g}": [row for row in found if row["cfg"] == cfg] for cfg in CFGS}
+    heads = [*parts, "of the host's best", "of dpmpp_2m's"]
+    lines = ["| sampler | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name in dict.fromkeys(name for row in found for name in row["errors"]):
+        shares = [share(part, name, "Boost") for part in parts.values()]
+        shares += [share(found, name, "host's best"), share(found, name, "dpmpp_2m")]
+        lines.append(f"| {name} | " + " | ".join(shares) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default=",".join(NETWORKS), help="with commas between them")
@@ -143,7 +164,7 @@ def main() -> None:
         with torch.no_grad():
             found += rows(network, cfg, args.seeds)
         args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    print(table(found))
+    print(table(found), summary(found), sep="\n\n")
 
 
 if __name__ == "__main__":

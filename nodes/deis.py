@@ -38,8 +38,8 @@ class FewStepDEIS(io.ComfyNode):
                     "clock",
                     options=list(CLOCKS),
                     default="log_snr",
-                    tooltip="Of tab: in what the answers are taken to change evenly. model: the time that the network "
-                    "is told. log_snr: the logarithm of the noise. sigma: as rhoab.",
+                    tooltip="Of tab: in what the answers are taken to change evenly. log_snr: the logarithm of the "
+                    "noise, for eps and v models. model: the time that the network is told, for flow models. sigma: as rhoab.",
                 ),
             ],
             outputs=[io.Sampler.Output()],
