@@ -39,7 +39,8 @@ class FewStepDEIS(io.ComfyNode):
                     options=list(CLOCKS),
                     default="log_snr",
                     tooltip="Of tab: in what the answers are taken to change evenly. log_snr: the logarithm of the "
-                    "noise, for eps and v models. model: the time that the network is told, for flow models. sigma: as rhoab.",
+                    "noise, for eps and v models. model: the time that the network is told, for flow models. sigma: "
+                    "as rhoab.",
                 ),
             ],
             outputs=[io.Sampler.Output()],
