@@ -6,11 +6,15 @@ from comfy_api.latest import ComfyExtension, io
 
 from .boost import FewStepBoost
 from .compare import FewStepCompare, FewStepEntry
+from .deis import FewStepDEIS
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
+from .dual_fast import FewStepDualFast
 from .experts import FewStepTwoExperts
+from .flow_maps import FewStepFlowMapSampler, FewStepTrigFlow, FewStepTrigFlowSchedule
 from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
+from .heavy_tail import FewStepHeavyTailNoise
 from .host.replacements import register_replacements
 from .inspection import FewStepInspectSchedule
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
@@ -59,4 +63,10 @@ class FewStepExtension(ComfyExtension):
             FewStepInspectSchedule,
             FewStepEntry,
             FewStepCompare,
+            FewStepDEIS,
+            FewStepDualFast,
+            FewStepTrigFlow,
+            FewStepTrigFlowSchedule,
+            FewStepFlowMapSampler,
+            FewStepHeavyTailNoise,
         ]

@@ -6,9 +6,12 @@ answers (samplers/deis.py). Both see the noise itself, never the number of a ste
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from .noise_law import NoiseLaw
 
 
 @dataclass(frozen=True)
@@ -54,4 +57,15 @@ class PowerClock:
         return u ** (1 / self.power)
 
 
-Clock = LogisticClock | PowerClock
+Clock = LogisticClock | PowerClock  # on which steps can be placed: it has a way back
+Time = Callable[[Tensor], Tensor]  # what a polynomial can be in: noise-to-signal ratios -> u
+
+
+def log_noise(ratio: Tensor) -> Tensor:
+    """ln sigma~, minus half the log signal-to-noise ratio; infinite where there is no noise, or nothing else."""
+    return ratio.log()
+
+
+def hosts_sigma(law: NoiseLaw) -> Clock:
+    """The clock that shows the host's sigma: `law.sigma`, at the infinite ratio too."""
+    return LogisticClock(law.scale) if law.is_flow else PowerClock(1.0)

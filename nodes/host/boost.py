@@ -26,8 +26,9 @@ from ...schedulers.optimal_steps.curve import Curve
 from ...schedulers.optimal_steps.schedules import Schedules
 from ...schedulers.recipe import recipe_between
 from ...schedulers.tuning.tuning import Tuning
-from .deis import deis_sampler
+from .deis import StagedSampler, deis_sampler
 from .dpm_solver_v3 import Choice, dpm_solver_v3_sampler
+from .dual_fast import sample_dual_fast
 from .guiders import Recognised, fresh
 from .identity import BOOST
 from .loading import searched
@@ -78,6 +79,9 @@ NAMES = {
     "sample_unipc": "uni_pc",
     "sample_unipc_bh2": "uni_pc_bh2",
     "sample_deis_clock": "FewStep's DEIS",
+    "sample_deis_method": "FewStep's DEIS",
+    "sample_dual_fast": "DualFast",
+    "sample_flow_map": "Flow Map Sampler",
     "sample_dpm_solver_v3": "DPM-Solver-v3",
     "sample_restart": "Restart",
     "sample_tuned": "Tuned Sampler",
@@ -260,6 +264,10 @@ def measures(sampler: Any) -> bool:
 
 def calls_of(sampler: Any, steps: int, to_zero: bool) -> int:
     """Model calls of so many steps; their number, where the sampler is not known."""
+    while function_of(sampler) is sample_dual_fast:  # which makes none of its own
+        sampler = sampler.extra_options["sampler"]
+    if isinstance(sampler, StagedSampler):
+        return sampler.calls(steps, to_zero)
     return ODE_SAMPLERS.get(getattr(function_of(sampler), "__name__", ""), single)(steps, to_zero)
 
 

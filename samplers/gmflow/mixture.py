@@ -174,10 +174,15 @@ def choose(mixture: Mixture, noise: Tensor, power: float = 1.0) -> Tensor:
 
     noise: unit Gaussian (B, C, *S), whose first channel is turned into a uniform number, so that one seeded source
     of Gaussian noise serves for everything.
+
+    The number is compared from the nearer end: in float32 a uniform number near 1 has steps of 6e-8, and components of
+    less chance that stand last would never be taken (the trap of arXiv 2409.02908).
     """
-    uniform = torch.special.ndtr(noise[:, :1])
-    reached = (power * mixture.logweights).softmax(1).cumsum(1).squeeze(2)
-    return (reached < uniform).sum(1, keepdim=True).clamp(max=mixture.components - 1)
+    number, chances = noise[:, :1], (power * mixture.logweights).softmax(1).squeeze(2)
+    before = chances.cumsum(1)  # the chance of this component or one before it
+    after = torch.cat([chances.flip(1).cumsum(1).flip(1)[:, 1:], torch.zeros_like(chances[:, :1])], 1)
+    tail = torch.erfc(number.abs() / math.sqrt(2)) / 2  # torch's ndtr is of 1 + erf, and 0 from 5.4 on
+    return torch.where(number > 0, after > tail, before < tail).sum(1, keepdim=True)
 
 
 def sample(mixture: Mixture, index: Tensor, noise: Tensor) -> Tensor:

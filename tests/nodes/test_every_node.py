@@ -37,12 +37,16 @@ MEASURING = (
 )
 QUICK = [
     "FewStepBoost",
+    "FewStepDEIS",
     "FewStepDemoModel",
     "FewStepDPMSolverV3",
+    "FewStepDualFast",
     "FewStepEntry",
+    "FewStepFlowMapSampler",
     "FewStepGMFlowGuider",
     "FewStepGMFlowLabel",
     "FewStepGMFlowSampler",
+    "FewStepHeavyTailNoise",
     "FewStepInspectSchedule",
     "FewStepLoadGMFlow",
     "FewStepLoadSchedule",
@@ -55,6 +59,8 @@ QUICK = [
     "FewStepRestartKSamplerAdvanced",
     "FewStepRestartSampler",
     "FewStepRestartSchedule",
+    "FewStepTrigFlow",
+    "FewStepTrigFlowSchedule",
     "FewStepTunedSampler",
     "FewStepTwoExperts",
 ]
@@ -292,6 +298,9 @@ def check_result(value: Any, sigmas: Tensor) -> None:
         assert not value.isnan().any()
     elif isinstance(value, dict):
         assert value["samples"].isfinite().all()
+    elif hasattr(value, "generate_noise"):
+        drawn = [value.generate_noise({"samples": torch.zeros(2, 3, 8, 8)}) for _ in range(2)]
+        assert drawn[0].isfinite().all() and torch.equal(*drawn)
     elif isinstance(value, comfy.samplers.KSAMPLER):
         for variant in ("eps", "gmflow"):
             check_picture(demo(variant), value, sigmas)

@@ -120,6 +120,12 @@ CONTRACT = {
         ],
         ["LATENT", "IMAGE", "STRING", "IMAGE"],
     ),
+    "FewStepDEIS": (["method", "order", "clock"], [], ["SAMPLER"]),
+    "FewStepDualFast": (["sampler", "strength", "ramp"], ["reference"], ["SAMPLER"]),
+    "FewStepTrigFlow": (["model", "sigma_data"], [], ["MODEL"]),
+    "FewStepTrigFlowSchedule": (["model", "steps", "times"], ["own_times"], ["SIGMAS"]),
+    "FewStepFlowMapSampler": (["method", "gamma"], [], ["SAMPLER"]),
+    "FewStepHeavyTailNoise": (["noise_seed", "dimension"], [], ["NOISE"]),
     "FewStepTwoExperts": (
         ["model_high", "model_low", "positive", "negative", "cfg_high", "cfg_low", "boundary"],
         [],

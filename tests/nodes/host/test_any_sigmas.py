@@ -15,6 +15,7 @@ from fewstep.schedulers.restart.presets import PRESETS
 from fewstep.schedulers.restart.request import BUDGETS, requested_plan
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support import field
 from support.mixture import picture_like
 
 pytestmark = [pytest.mark.usefixtures("host"), pytest.mark.filterwarnings("ignore")]
@@ -121,6 +122,7 @@ SETTINGS = settings(
     suppress_health_check=list(HealthCheck),
     database=None,
 )
+METHODS, CLOCKS = ("tab", "rhoab", "rhork", "ipndm"), ("model", "log_snr", "sigma")
 KINDS = st.sampled_from(["eps", "edm", "flow"])
 
 
@@ -157,6 +159,34 @@ def test_dpm_solver_v3(kind, sigmas, use, order, pseudo, prediction):
     assert_a_picture_or_a_word(
         kind, lambda: dpm_solver_v3_sampler(Choice(options, measured(kind), prediction, use, None)), sigmas
     )
+
+
+@SETTINGS
+@given(KINDS, schedules(), st.sampled_from(METHODS), st.integers(1, 4), st.sampled_from(CLOCKS))
+@example("flow", torch.tensor([1.0, 0.999999, 0.5, 1e-6, 0.0]), "tab", 4, "log_snr")
+def test_deis(kind, sigmas, method, order, clock):
+    assert_a_picture_or_a_word(kind, lambda: field.deis(method, order, clock), sigmas)
+
+
+@SETTINGS
+@given(KINDS, schedules(), st.sampled_from(INNER[1:]), st.sampled_from(["previous", "first"]), st.booleans())
+@example("flow", torch.tensor([1.0, 0.6, 0.9, 0.0]), "euler", "first", True)
+def test_dual_fast(kind, sigmas, inner, reference, restarts):
+    """restarts: with a Restart Sampler in it, which takes sigmas that rise."""
+    import comfy.samplers
+    from fewstep.nodes.host.sampler import restart_sampler
+
+    def sampler():
+        host = comfy.samplers.sampler_object(inner)
+        return field.dual_fast(restart_sampler(host, 1.0) if restarts else host, 0.5, "linear", reference)
+
+    assert_a_picture_or_a_word(kind, sampler, sigmas)
+
+
+@SETTINGS
+@given(KINDS, schedules(), st.sampled_from(["euler", "restart", "ctm"]), st.floats(0, 1))
+def test_flow_map(kind, sigmas, method, gamma):
+    assert_a_picture_or_a_word(kind, lambda: field.flow_map(method, gamma), sigmas)
 
 
 @SETTINGS

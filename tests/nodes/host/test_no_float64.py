@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fewstep.samplers.guidance import ProbabilisticGuidance
+from support import field
 from support.mixture import picture_like
 from support.no_float64 import DEVICE, Mode, OnDevice, device_without_float64, on_device
 
@@ -88,6 +89,16 @@ def test_dpm_solver_v3_without_statistics(device, kind):
     sampler = dpm_solver_v3_sampler(Choice(Options(3, "everywhere"), None, "data", "when_checked", None))
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "beta", 6).tolist()
     assert draw(sampler, sigmas, model, *prompts).isfinite().all() and device == ["sample_dpm_solver_v3"]
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+@pytest.mark.parametrize(
+    "name", ["deis tab", "deis rhork", "deis ipndm", "dual fast", "flow map", "flow map ctm", "deis log_snr"]
+)
+def test_the_fields_samplers(device, kind, name):
+    sampler = field.deis("tab", 4, "log_snr") if name == "deis log_snr" else field.ours()[name]
+    top = 1.0 if kind == "flow" else 14.6
+    assert draw(sampler, [top, 0.7, 0.3, 0.1, 0.0], *exact(kind)).isfinite().all() and device
 
 
 @pytest.mark.parametrize("pooling", ["global", "channel", "spectral", "pixel"])

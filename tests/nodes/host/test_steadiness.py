@@ -8,10 +8,12 @@ from functools import cache
 import psutil
 import pytest
 import torch
+from support import field
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("host")
-WAYS = ["restart", "restart of an SDE sampler", "dpm_solver_v3", "gmflow ode", "gmflow sde", "guidance"]
+FIELD = ["deis tab", "deis rhork", "dual fast", "flow map ctm"]
+WAYS = ["restart", "restart of an SDE sampler", "dpm_solver_v3", "gmflow ode", "gmflow sde", "guidance", *FIELD]
 EVERY = pytest.mark.parametrize("way", WAYS)
 
 
@@ -39,6 +41,7 @@ def sampler_of(way: str):
         "dpm_solver_v3": lambda: dpm_solver_v3_sampler(Choice(Options(), None, "data", "never", None)),
         "gmflow ode": lambda: gmflow_sampler(GMFlowChoice("ode", 2, 8, 1.0, False)),
         "gmflow sde": lambda: gmflow_sampler(GMFlowChoice("sde", 2, 0, 1.0, False)),
+        **{name: lambda name=name: field.ours()[name] for name in FIELD},
     }
     return makers[way]() if way in makers else comfy.samplers.sampler_object("euler")
 
