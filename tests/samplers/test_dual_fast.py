@@ -49,7 +49,8 @@ def test_around_euler_it_is_adams_and_bashforths_second_order_method(law):
 def test_order_of_convergence_around_euler():
     """On a linear model with even steps in sigma, half the difference makes the first order the second."""
     mixture, y = one_gaussian(), 10 * noise(2, 4, 4, 4)
-    end, errors = exact_of_one(mixture, y, 10, 1.0), {0.0: [], 0.5: []}
+    end = exact_of_one(mixture, y, 10, 1.0)
+    errors: dict[float, list[float]] = {0.0: [], 0.5: []}
     for strength, found in errors.items():
         for steps in (200, 400, 800):
             sigmas = torch.linspace(10, 1, steps + 1, dtype=torch.float64).tolist()

@@ -41,8 +41,9 @@ def sampler_of(way: str):
         "dpm_solver_v3": lambda: dpm_solver_v3_sampler(Choice(Options(), None, "data", "never", None)),
         "gmflow ode": lambda: gmflow_sampler(GMFlowChoice("ode", 2, 8, 1.0, False)),
         "gmflow sde": lambda: gmflow_sampler(GMFlowChoice("sde", 2, 0, 1.0, False)),
-        **{name: lambda name=name: field.ours()[name] for name in FIELD},
     }
+    if way in FIELD:
+        return field.ours()[way]
     return makers[way]() if way in makers else comfy.samplers.sampler_object("euler")
 
 

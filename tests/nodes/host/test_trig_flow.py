@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +118,7 @@ def test_a_flow_model_is_asked_whether_it_is_meant():
     from fewstep.nodes.host.trig_flow import trig_flow_model
 
     assert "rCM" in trig_flow_model(model("flow"), 0.5)[1] and trig_flow_model(model("eps"), 0.5)[1] == ""
+    wrong: Any
     for wrong in (0.0, -1.0, math.nan, "0.5"):
         with pytest.raises(ValueError, match="sigma_data is"):
             trig_flow_model(model("eps"), wrong)
