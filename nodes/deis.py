@@ -45,7 +45,7 @@ class FewStepDEIS(io.ComfyNode):
             ],
             outputs=[io.Sampler.Output()],
             hidden=[io.Hidden.unique_id],
-            **inputs.found_by("deis", "ipndm", "lms", "adams bashforth", "runge kutta", "rk4"),
+            **inputs.searched_as("deis", "ipndm", "lms", "adams bashforth", "runge kutta", "rk4"),
             **inputs.REPORTING,
         )
 

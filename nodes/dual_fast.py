@@ -48,7 +48,7 @@ class FewStepDualFast(io.ComfyNode):
             ],
             outputs=[io.Sampler.Output()],
             hidden=[io.Hidden.unique_id],
-            **inputs.found_by("dualfast", "gradient estimation", "sampler wrapper"),
+            **inputs.searched_as("dualfast", "gradient estimation", "sampler wrapper"),
             **inputs.REPORTING,
         )
 

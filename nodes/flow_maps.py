@@ -38,7 +38,7 @@ class FewStepTrigFlow(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
-            **inputs.found_by("scm", "consistency model", "model sampling"),
+            **inputs.searched_as("scm", "consistency model", "model sampling"),
             **inputs.REPORTING,
         )
 
@@ -81,7 +81,7 @@ class FewStepTrigFlowSchedule(io.ComfyNode):
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
             hidden=[io.Hidden.unique_id],
-            **inputs.found_by("scm", "rcm", "consistency model", "lcm schedule", "wan"),
+            **inputs.searched_as("scm", "rcm", "consistency model", "lcm schedule", "wan"),
             **inputs.REPORTING,
         )
 
@@ -122,7 +122,7 @@ class FewStepFlowMapSampler(io.ComfyNode):
             ],
             outputs=[io.Sampler.Output()],
             hidden=[io.Hidden.unique_id],
-            **inputs.found_by("meanflow", "dmf", "flow map", "ctm", "decoupled meanflow"),
+            **inputs.searched_as("meanflow", "dmf", "flow map", "ctm", "decoupled meanflow"),
             **inputs.REPORTING,
         )
 

@@ -40,7 +40,7 @@ class FewStepHeavyTailNoise(io.ComfyNode):
             ],
             outputs=[io.Noise.Output()],
             hidden=[io.Hidden.unique_id],
-            **inputs.found_by("pfgm", "pfgm++", "student t", "noise"),
+            **inputs.searched_as("pfgm", "pfgm++", "student t", "noise"),
             **inputs.REPORTING,
         )
 

@@ -28,11 +28,6 @@ def searched_as(*aliases: str) -> dict[str, Any]:
     return known(io.Schema, search_aliases=list(aliases))
 
 
-def found_by(*words: str) -> dict[str, Any]:
-    """For schemas: what else people type into the node search, where the host knows how (0.33)."""
-    return {"search_aliases": list(words)} if "search_aliases" in io.Schema.__dataclass_fields__ else {}
-
-
 def sampled_model(optional: bool = False) -> io.Input:
     tooltip = "With its LoRAs and shift, as it will be sampled."
     return io.Model.Input("model", optional=optional, tooltip=tooltip)

@@ -10,11 +10,10 @@ from fewstep.schedulers.inspection import Looked
 from fewstep.schedulers.restart.plan import rho_grid
 
 KARRAS = (*rho_grid(14.6, 0.06, 10), 0.0)
-MODEL = {"law": VARIANCE_EXPLODING, "span": (0.029, 14.6)}
 
 
-def looked(sigmas, **more) -> Looked:
-    return Looked(tuple(sigmas), **(MODEL | more))
+def looked(sigmas) -> Looked:
+    return Looked(tuple(sigmas), VARIANCE_EXPLODING, (0.029, 14.6))
 
 
 def test_of_an_ordinary_schedule_nothing_is_said():

@@ -35,7 +35,7 @@ def test_a_flow_schedule_is_sent_with_its_ratios_and_as_json():
     from fewstep.nodes.host.plots import schedule_plot
     from fewstep.samplers.noise_law import FLOW
 
-    plot = schedule_plot({"mine": torch.tensor([1.0, 0.5, 0.0])}, FLOW, (0.0, 1.0))
+    plot = schedule_plot({"mine": (1.0, 0.5, 0.0)}, FLOW, (0.0, 1.0))
     assert plot == {
         "kind": "schedule",
         "series": [{"label": "mine", "sigmas": [1.0, 0.5, 0.0], "ratios": [None, 1.0, 0.0]}],
