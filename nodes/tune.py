@@ -38,7 +38,7 @@ class FewStepTune(io.ComfyNode):
             category="FewStep",
             description="Measures once, on your model with your prompt and cfg, how to sample it in few steps: where "
             "to step and by which weights, for every number of steps, checked on seeds it did not see. Connect it to "
-            "Boost, or to Tuned Sampler. About the price of 25 pictures of 20 steps with both halves of cfg.",
+            "Boost, or to Tuned Sampler. As long as 12 pictures of 20 steps (quick) or 50 (normal).",
             inputs=[
                 *inputs.measured_on(
                     "A typical prompt. More of them: Further Prompt.",
