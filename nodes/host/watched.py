@@ -28,8 +28,13 @@ class Watch:
     seconds: float = 0.0
 
 
-def counted(guider: comfy.samplers.CFGGuider, watch: Watch) -> comfy.samplers.CFGGuider:
-    """One call is one guided prediction, whatever the guider asks of the model for it. Stopped by the host's cancel."""
+def watched(guider: comfy.samplers.CFGGuider, watch: Watch) -> comfy.samplers.CFGGuider:
+    """One call is one guided prediction, whatever the guider asks of the model for it. Stopped by the host's cancel.
+
+    Timed is the sampler that runs in the end: Boost and its kin may have put another in the place of the given one.
+    """
+    kind: Any = type(guider)
+    device = guider.model_patcher.load_device
 
     def call(self, *args, **given):
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -37,12 +42,15 @@ def counted(guider: comfy.samplers.CFGGuider, watch: Watch) -> comfy.samplers.CF
         watch.on_call()
         return kind.__call__(self, *args, **given)
 
-    kind: Any = type(guider)
-    return with_method(fresh(guider), "__call__", call)
+    def inner_sample(self, noise, latent_image, on, sampler, *args, **given):
+        return kind.inner_sample(self, noise, latent_image, on, timed(sampler, watch, device), *args, **given)
+
+    return with_methods(fresh(guider), __call__=call, inner_sample=inner_sample)
 
 
 def timed(sampler: Any, watch: Watch, device: torch.device) -> Any:
     """Of the sampler alone: the model is loaded and the prompts are ready when it begins."""
+    kind: Any = type(sampler)
 
     def sample(self, *args, **given):
         wait_for(device)
@@ -52,13 +60,12 @@ def timed(sampler: Any, watch: Watch, device: torch.device) -> Any:
         watch.seconds += time.perf_counter() - began
         return drawn
 
-    kind: Any = type(sampler)
-    return with_method(copy.copy(sampler), "sample", sample)
+    return with_methods(copy.copy(sampler), sample=sample)
 
 
-def with_method(made: Any, name: str, method: Callable) -> Any:
+def with_methods(made: Any, **methods: Callable) -> Any:
     kind = type(made)
-    own = {name: method, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    own = methods | {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
     made.__class__ = type(kind.__name__, (kind,), own)
     return made
 

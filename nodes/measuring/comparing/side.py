@@ -23,7 +23,7 @@ from ...host.identity import conditioning_digest, parts_of
 from ...host.schedules import shift_of
 from ...host.streams import in_hosts_scale, in_models_scale, nested, packed
 from ...host.walk import Told
-from ...host.watched import Watch, counted, timed
+from ...host.watched import Watch, watched
 from ..asked import Asked
 from ..running import HostDenoiser, check_reached, inside_sampling
 from ..trajectories import batch_of
@@ -117,18 +117,17 @@ class Side:
 
     def draw(self, candidate: Candidate, image: int, sampler_seed: int | None = None) -> Picture:
         """As SamplerCustomAdvanced would. sampler_seed: of what the sampler draws; the picture's where it is None."""
-        request, device = self.request, self.request.model.load_device
+        request = self.request
         (prompt,) = request.dealt([image])
         watch = Watch(self.tick)
-        guider = counted(self.each[prompt], watch)
-        sampler = timed(candidate.sampler, watch, device)
+        guider = watched(self.each[prompt], watch)
         noise = nested(self.noise(image), request.streams)
         seed = self.seed_of(image)
         if sampler_seed is not None:  # for samplers that draw from torch's own generator, too
             seed = sampler_seed
             torch.manual_seed(seed)
         sigmas = torch.tensor(candidate.sigmas, dtype=torch.float64).float()
-        given = noise, self.given_latent(image), sampler, sigmas
+        given = noise, self.given_latent(image), candidate.sampler, sigmas
         with torch.no_grad():
             end = guider.sample(*given, callback=ignored, disable_pbar=True, seed=seed)
         return Picture(packed(end).detach().cpu()[0], watch.calls, watch.seconds)
@@ -174,15 +173,15 @@ class Side:
     def converge(self, start: float, images: int) -> list[Picture]:
         """In the model's own scale. Raises ValueError where the model's answers lead nowhere."""
         asked = self.missing(start, images)
+        keys = [self.reference_key(start, image) for image in range(images)]
+        found = {key: picture for key in keys if (picture := self.shelf.get(key))}
         most = min(batch_of(self.request, len(asked)), TOGETHER) if asked else 1
         for first in range(0, len(asked), most):
             part = asked[first : first + most]
-            fine, coarse = self.solved(start, part)
-            for image, end, other in zip(part, fine, coarse, strict=True):
-                difference = mean_square(end.double() - other.double())
-                self.shelf.put(self.reference_key(start, image), Picture(end.clone(), difference=difference))
-        found = [self.shelf.get(self.reference_key(start, image)) for image in range(images)]
-        return [picture for picture in found if picture is not None]
+            for image, end, other in zip(part, *self.solved(start, part), strict=True):
+                picture = Picture(end.clone(), difference=mean_square(end.double() - other.double()))
+                found[keys[image]] = self.shelf.put(keys[image], picture)
+        return [found[key] for key in keys]
 
     def solved(self, start: float, images: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The ends with all steps and with half of them, on the CPU."""

@@ -391,7 +391,37 @@ def test_boost_on_the_model_is_left_out_and_ours_is_what_boost_runs():
     given = small.given(plain)
     guider = guider_for(boosted(plain, Boost()), given["positive"], given["negative"], CFG)
     own = compared(plain, [entry(plain, "euler", "simple", 6, guider=guider)]).rows[0]
+    assert own.calls == 6 and min(own.seconds) > 0
     assert own.errors == pytest.approx(rows["Boost (FewStep)"].errors, rel=1e-4)
+
+
+def test_guiders_of_every_kind_are_counted_and_timed():
+    """Two experts, of which one hands over to the other, and a mixture's, each as the guider of all and of an entry."""
+    from fewstep.nodes.host.gmflow import Guidance, gmflow_guider
+    from fewstep.nodes.models.demo import load_clip, load_model
+    from fewstep.nodes.models.two_experts import two_experts_guider
+
+    patcher, given = small.model("FLOW"), small.given(small.model("FLOW"))
+    experts = two_experts_guider(patcher, patcher.clone(), given["positive"], given["negative"], 3.0, 1.0, 0.5)
+    clip, mixtures = load_clip(), load_model("gmflow")
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", "")]
+    guided = gmflow_guider(mixtures, *prompts, Guidance(0.45))
+    for model, guider, channels in ((patcher, experts, 4), (mixtures, guided, 3)):
+        latent = torch.zeros(1, channels, small.SIZE, small.SIZE)
+        own = [entry(model, "euler", "simple", 8), entry(model, "heun", "simple", 8, guider=guider)]
+        rows = compared(model, own, guider=guider, latent=latent).rows
+        assert [row.refused for row in rows] == ["", ""]
+        assert [row.calls for row in rows] == [8, 15] and all(min(row.seconds) > 0 for row in rows)
+        assert all(row.error < 0.1 for row in rows)
+
+
+def test_more_than_the_shelf_holds_is_compared_all_the_same():
+    from fewstep.nodes.measuring.comparing.shelf import Shelf
+
+    patcher = small.model("FLOW")
+    tiny = Shelf(most=1)
+    found, expected = (compared(patcher, pair(patcher), shelf, images=3) for shelf in (tiny, None))
+    assert [row.errors for row in found.rows] == [row.errors for row in expected.rows] and len(tiny.pictures) == 1
 
 
 def test_an_entry_with_guidance_of_its_own_is_measured_to_where_that_converges():
