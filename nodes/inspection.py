@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -56,10 +57,17 @@ class FewStepInspectSchedule(io.ComfyNode):
         law, span = known_of(model)
         looked = {name: Looked(one, law, span) for name, one in schedules.items()}
         picture, remark = schedule_chart(looked)
-        texts = [one.describe() if len(looked) == 1 else f"{name}: {one.describe()}" for name, one in looked.items()]
-        report = Report(cls.hidden.unique_id).say("\n\n".join(texts) + remark)
+        report = Report(cls.hidden.unique_id).say(described(looked) + remark)
         report.draw(schedule_plot(schedules, law, span))
         return io.NodeOutput(sigmas, torch.zeros(1, 64, 64, 3) if picture is None else picture, ui=report.ui)
+
+
+def described(looked: Mapping[str, Looked]) -> str:
+    """What is to be said of all, then their numbers."""
+    alone = len(looked) == 1
+    words = [one.words() if alone else f"{name}: {one.words()}" for name, one in looked.items()]
+    numbers = ["\n".join(one.numbers() if alone else [name, *one.numbers()]) for name, one in looked.items()]
+    return "\n\n".join(["\n".join(words), *numbers])
 
 
 def read(name: str, sigmas: Any) -> tuple[float, ...]:

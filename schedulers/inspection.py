@@ -47,18 +47,18 @@ class Looked:
             made.append(made[-1] + (number not in jumps))
         return made
 
-    def describe(self) -> str:
-        """One line of the whole, what is unusual, then the numbers."""
+    def words(self) -> str:
+        """A line of the whole, then what is unusual."""
         if len(self.sigmas) < 2:
             return f"{len(self.sigmas)} sigmas: a schedule has two or more. Look at the node that made them."
-        calls = self.calls[-1]
-        head = (
-            f"{calls} {'call' if calls == 1 else 'calls'} from sigma {told(self.sigmas[0])} to {told(self.sigmas[-1])}"
-        )
-        return "\n".join([head, *self.remarks(), "", *self.numbers()])
+        counted = plural(self.calls[-1], "call")
+        head = f"{counted} from sigma {told(self.sigmas[0])} to {told(self.sigmas[-1])}"
+        return "\n".join([head, *self.remarks()])
 
     def numbers(self) -> Iterator[str]:
         """A line for every sigma: calls so far, sigma, and what it is on this model."""
+        if len(self.sigmas) < 2:
+            return
         known = self.law is not None and self.is_sound
         yield "calls  sigma" + ("      noise/signal  log-SNR" if known else "")
         for calls, sigma in list(zip(self.calls, self.sigmas, strict=True))[:SHOWN]:

@@ -93,7 +93,7 @@ class Tuning:
         facts = self.facts
         prompts = f", {facts['prompts']} prompts" if "prompts" in facts else ""
         head = f"{facts['effort']}: {facts['calls']} model calls of one latent, {guidance_in(facts)}{prompts}"
-        lines = [line for line in (self.sentence(), head) if line]
+        lines = [*filter(None, (self.sentence(), head)), ""]
         for calls in sorted(self.tables)[:SHOWN]:
             tuned, without = self.error(TUNED, calls), self.error(UNMEASURED, calls)
             verdict = "used" if calls in self.used else "not used"

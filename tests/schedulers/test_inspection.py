@@ -19,11 +19,7 @@ def looked(sigmas) -> Looked:
 def test_of_an_ordinary_schedule_nothing_is_said():
     assert looked(KARRAS).remarks() == []
     assert Looked((1.0, 0.9, 0.75, 0.5, 0.25, 0.1, 0.0), FLOW, (0.0, 1.0)).remarks() == []
-    assert (
-        looked(KARRAS)
-        .describe()
-        .startswith("10 calls from sigma 14.6 to 0\n\ncalls  sigma      noise/signal  log-SNR\n")
-    )
+    assert looked(KARRAS).words() == "10 calls from sigma 14.6 to 0"
 
 
 @pytest.mark.parametrize(
@@ -47,12 +43,12 @@ def test_of_an_ordinary_schedule_nothing_is_said():
 )
 def test_what_is_unusual_is_said(sigmas, words):
     assert any(words in sentence for sentence in looked(sigmas).remarks())
-    assert words in looked(sigmas).describe()
+    assert words in looked(sigmas).words()
 
 
 @pytest.mark.parametrize("sigmas", [(), (1.0,)])
 def test_too_few(sigmas):
-    assert f"{len(sigmas)} sigmas: a schedule has two or more" in looked(sigmas).describe()
+    assert f"{len(sigmas)} sigmas: a schedule has two or more" in looked(sigmas).words()
 
 
 def test_jumps_cost_no_call_and_the_way_up_does():
@@ -62,9 +58,9 @@ def test_jumps_cost_no_call_and_the_way_up_does():
 
 
 def test_the_numbers_are_the_laws():
-    text = Looked((1.0, 0.8, 0.5, 0.0), FLOW).describe()
-    assert "    0  1          infinite      -infinite" in text
-    assert f"    1  0.8        4             {-2 * math.log(4):.4g}" in text
-    assert "    2  0.5        1             0\n" in text and text.endswith("    3  0          0             infinite")
-    assert "noise/signal" not in Looked((1.0, 0.5, 0.0)).describe()
-    assert looked([14.6 * 0.95**n for n in range(200)]).describe().endswith("and 140 more")
+    rows = [line.split() for line in Looked((1.0, 0.8, 0.5, 0.0), FLOW).numbers()]
+    assert rows[0] == ["calls", "sigma", "noise/signal", "log-SNR"]
+    assert rows[1:3] == [["0", "1", "infinite", "-infinite"], ["1", "0.8", "4", f"{-2 * math.log(4):.4g}"]]
+    assert rows[3:] == [["2", "0.5", "1", "0"], ["3", "0", "0", "infinite"]]
+    assert [*Looked((1.0, 0.5, 0.0)).numbers()][0].split() == ["calls", "sigma"]
+    assert [*looked([14.6 * 0.95**n for n in range(200)]).numbers()][-1] == "and 140 more"

@@ -25,7 +25,7 @@ EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 PICTURES = Path(__file__).with_name("pictures")
 SAME = 4  # of 255, in the mean: other processors round otherwise
 EVERY = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-REPORTS = "[...document.querySelectorAll('.fewstep-report')].map(element => element.innerText)"
+REPORTS = "[...document.querySelectorAll('.fewstep-report')].map(element => element.textContent)"
 BOXES = {
     "classic": "window.app.graph.nodes.map(n => [n.type, n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30])",
     "nodes2": """[...document.querySelectorAll('[data-node-id]')].map(element => {

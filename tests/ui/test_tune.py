@@ -31,7 +31,7 @@ def test_the_chart_and_the_figures_stay_on_tune(page, server):
     page.evaluate(CLOSER)
     (figures,) = (text for text in page.evaluate(REPORTS) if "quick: " in text)
     assert "now" in figures.partition("quick: ")[0]  # the sentence a person needs
-    assert "model calls of one latent, cfg 5\n4 calls: error" in figures and "models/fewstep/tuning-flow-" in figures
+    assert "model calls of one latent, cfg 5\n\n4 calls: error" in figures and "models/fewstep/tuning-flow-" in figures
     page.wait_for_function(f"({CHART})() > 500", timeout=30_000)
     photograph(page, "tune-closer")
     assert any("6 calls of Tuned Sampler" in text for text in page.evaluate(REPORTS)) and page.errors == []

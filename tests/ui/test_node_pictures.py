@@ -1,0 +1,96 @@
+"""Every node on the canvas, alone and in the examples. FEWSTEP_KEEP=1 keeps the pictures of help pages and README."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from .test_examples import EXAMPLES, load, run
+
+ROOT = Path(os.environ["FEWSTEP_ROOT"])
+KEEPING = pytest.mark.skipif("FEWSTEP_KEEP" not in os.environ, reason="FEWSTEP_KEEP=1 makes the pictures anew.")
+ADD = """type => {
+    const node = window.LiteGraph.createNode(type);
+    node.pos = [80, 80];
+    window.app.graph.clear();
+    window.app.graph.add(node);
+    window.app.canvas.ds.scale = 1;
+    window.app.canvas.ds.offset = [200, 100];
+    window.app.canvas.setDirty(true, true);
+    return [node.id, node.size[0], node.size[1]]; }"""
+SHOW = """id => {
+    const node = window.app.graph.getNodeById(id);
+    window.app.canvas.ds.scale = 1;
+    window.app.canvas.ds.offset = [120 - node.pos[0], 140 - node.pos[1]];
+    window.app.canvas.setDirty(true, true); }"""
+
+
+def ours(server) -> list[str]:
+    info = server.get("/object_info").json()
+    return sorted(name for name, node in info.items() if node["python_module"] == "custom_nodes.fewstep")
+
+
+def kept(page, number: int, path: Path) -> None:
+    """The node, as a person sees it at 100 %, with nothing of the host's over it."""
+    page.set_viewport_size({"width": 1700, "height": 1700})
+    page.evaluate(SHOW, number)
+    page.wait_for_timeout(800)
+    page.mouse.move(5, 5)
+    picture = page.locator(f'[data-node-id="{number}"]').first.screenshot()
+    Image.open(BytesIO(picture)).convert("RGB").save(path, quality=82, optimize=True)
+
+
+def test_every_node_is_drawn_alone(page, server):
+    for name in ours(server):
+        number, width, height = page.evaluate(ADD, name)
+        page.wait_for_timeout(60)
+        assert width >= 140 and height >= 30, name
+        if page.canvas == "nodes2":
+            page.wait_for_selector(f'[data-node-id="{number}"]', timeout=10_000)
+    assert page.errors == []
+
+
+@KEEPING
+@pytest.mark.parametrize("page", ["nodes2"], indirect=True)
+def test_pictures_of_the_help_pages(page, server):
+    """After a run of the first example that a node is in; alone where it is in none."""
+    missing = set(ours(server))
+    for example in EXAMPLES:
+        workflow = load(page, example)
+        found = {node["type"]: node["id"] for node in workflow["nodes"] if node["type"] in missing}
+        if not found:
+            continue
+        run(page, server)
+        for name, number in found.items():
+            kept(page, number, ROOT / "web" / "docs" / f"{name}.jpg")
+        missing -= set(found)
+    for name in sorted(missing):
+        number, *_ = page.evaluate(ADD, name)
+        kept(page, number, ROOT / "web" / "docs" / f"{name}.jpg")
+
+
+@KEEPING
+@pytest.mark.parametrize("page", ["nodes2"], indirect=True)
+@pytest.mark.parametrize("name", ["boost", "inspect", "compare"])
+def test_pictures_of_the_readme(page, server, name):
+    """The whole graph after its run."""
+    page.set_viewport_size({"width": 2600, "height": 1500})
+    load(page, ROOT / "example_workflows" / f"{name}.json")
+    run(page, server)
+    page.evaluate("window.app.canvas.ds.scale = 1")
+    left, top, right, bottom = page.evaluate("""() => {
+        const boxes = window.app.graph.nodes.map(({ pos: [x, y], size: [w, h] }) => [x, y - 30, x + w, y + h]);
+        const of = (i, best) => best(...boxes.map(box => box[i]));
+        const found = [of(0, Math.min), of(1, Math.min), of(2, Math.max), of(3, Math.max)];
+        window.app.canvas.ds.offset = [140 - found[0], 120 - found[1]];
+        window.app.canvas.setDirty(true, true);
+        return found; }""")
+    page.wait_for_timeout(1500)
+    clip = {"x": 120, "y": 100, "width": min(right - left + 40, 2460), "height": min(bottom - top + 40, 1380)}
+    picture = Image.open(BytesIO(page.screenshot(clip=clip))).convert("RGB")
+    picture.thumbnail((1500, 1500), Image.Resampling.LANCZOS)
+    picture.save(ROOT / "benchmarks" / f"graph_{name}.jpg", quality=85, optimize=True)
