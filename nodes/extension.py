@@ -8,7 +8,13 @@ from .boost import FewStepBoost
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
 from .experts import FewStepTwoExperts
-from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
+from .gmflow import (
+    FewStepGMFlowGuider,
+    FewStepGMFlowLabel,
+    FewStepGMFlowSampler,
+    FewStepLoadGMFlow,
+    FewStepPiFlowSampler,
+)
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .host.replacements import register_replacements
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
@@ -46,6 +52,7 @@ class FewStepExtension(ComfyExtension):
             FewStepGMFlowLabel,
             FewStepGMFlowGuider,
             FewStepGMFlowSampler,
+            FewStepPiFlowSampler,
             FewStepBoost,
             FewStepTwoExperts,
             FewStepPromptList,

@@ -20,6 +20,8 @@ SYMBOLS = (
     "comfy.ldm.modules.attention.attention_basic",
     "comfy.ldm.modules.attention.optimized_attention",
     "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel",
+    "comfy.lora.load_lora",
+    "comfy.lora.model_lora_keys_unet",
     "comfy.model_base.BaseModel",
     "comfy.model_base.ModelType",
     "comfy.model_management.get_free_memory",
@@ -79,6 +81,8 @@ SYMBOLS = (
 METHODS = (
     "comfy.model_base.BaseModel.memory_required",
     "comfy.model_base.BaseModel.process_latent_in",
+    "comfy.model_patcher.ModelPatcher.add_object_patch",
+    "comfy.model_patcher.ModelPatcher.add_patches",
     "comfy.model_patcher.ModelPatcher.add_wrapper_with_key",
     "comfy.model_patcher.ModelPatcher.cleanup",
     "comfy.model_patcher.ModelPatcher.clone",

@@ -95,6 +95,11 @@ def value_of(answer: Answer) -> Tensor:
     return mean(answer) if isinstance(answer, Mixture) else answer.at_call
 
 
+def space_of(answer: Answer) -> tuple[int, ...]:
+    """(C, *S) of one of its values."""
+    return tuple((answer.means if isinstance(answer, Mixture) else answer.values).shape[2:])
+
+
 def x0_of(answer: Answer, x: Tensor, sigma: float | Tensor) -> Answer:
     """The answer in x0 = x - sigma u. x (B, C, *S), sigma a number or (B,)."""
     if isinstance(answer, Mixture):
@@ -169,7 +174,7 @@ def policy_of(answer: Answer, x: Tensor, sigma: float, temperature: float = 1.0)
 class PolicyDenoiser(Protocol):
     """One network call: x (B, C, *S) at sigma in (0, 1] -> its answer in x0."""
 
-    def __call__(self, x: Tensor, sigma: float) -> Answer: ...
+    def __call__(self, x: Tensor, sigma: float, /) -> Answer: ...
 
 
 def policy_sigmas(steps: int, shift: float = SHIFT, last: float = LAST_STEP, denoise: float = 1.0) -> list[float]:

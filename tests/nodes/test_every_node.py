@@ -39,6 +39,7 @@ QUICK = [
     "FewStepLoadSchedule",
     "FewStepLoadStatistics",
     "FewStepLoadTuning",
+    "FewStepPiFlowSampler",
     "FewStepProbabilisticGuidance",
     "FewStepPromptList",
     "FewStepRestartInterval",

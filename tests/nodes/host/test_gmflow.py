@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from fewstep.samplers.gmflow import GMDiT, GMDiTConfig, GMFlow
-from fewstep.samplers.gmflow.mixture import mean
+from fewstep.samplers.gmflow.mixture import Mixture, mean
 from safetensors.torch import load_file, save_file
 from support.gmflow import Guided, normal, tiny_gmdit, weights
 from support.goldens import FOLDER
@@ -232,7 +232,7 @@ def test_the_mixture_of_several_prompts_has_the_mean_that_the_host_blends(positi
     x = torch.randn(2, 3, 16, 24)
     recorder, blended = recorded(model, positive(one, two), two, x, 0.8)
     for side, expected in zip(recorder.sides, blended, strict=True):
-        assert side is not None
+        assert isinstance(side, Mixture)
         torch.testing.assert_close(mean(side), expected, rtol=1e-4, atol=2e-4)
 
 

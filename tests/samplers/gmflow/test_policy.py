@@ -78,7 +78,7 @@ def test_the_dx_policy_is_theirs(mode, segment, shift, i):
     points = x0_of(Points(RECORDED.tensor("dx.u")[i : i + 1], law), X[i : i + 1], DX_CALLS[i])
     x, sigma = RECORDED.tensor("pi0.x")[i : i + 1], DX_PLACES[i]
     expected = RECORDED.tensor(f"dx.{mode}.seg{segment:g}.sh{shift:g}")[i : i + 1]
-    torch.testing.assert_close(velocity(DXPolicy(points, DX_CALLS[i]), x, sigma), expected)
+    torch.testing.assert_close(velocity(policy_of(points, X[i : i + 1], DX_CALLS[i]), x, sigma), expected)
 
 
 def test_a_grid_outside_of_its_segment_stays_at_its_ends():
