@@ -25,13 +25,14 @@ from ..choices import check_choice
 from ..contract import Noise, OnStep
 from ..noise_law import FLOW
 from .mixture import Mixture, checked, mean, tempered, x0_from_u
-from .solver import Way, between, falling, finite, follow, unwarped, warped
+from .solver import MOST_SUBSTEPS, Way, between, falling, finite, follow, unwarped, warped
 from .transition import Posterior
 
 SHIFT = 3.2  # of all published adapters
 LAST_STEP = 0.5  # size of the last step among equal ones, as they were trained
 SUBSTEPS = 128  # over all of time, as in the paper
 LEAST_TEMPERATURE = 0.01
+MOST_STEPS = 10_000
 SHORTEST = 1e-4  # of a segment in raw time: below it its points lie on each other
 DX_MODES = ("grid", "polynomial")
 
@@ -183,7 +184,7 @@ def policy_sigmas(steps: int, shift: float = SHIFT, last: float = LAST_STEP, den
     denoise: share of the raw time to begin with. Raises ValueError for values out of range.
     """
     for name, value, allowed in (
-        ("number of steps", steps, steps >= 1),
+        ("number of steps", steps, 1 <= steps <= MOST_STEPS),
         ("shift", shift, 0 < shift < math.inf),
         ("size of the last step", last, 0 < last <= 1),
         ("denoise", denoise, 0 < denoise <= 1),
@@ -230,7 +231,7 @@ class PiFlow:
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
-            ("number of sub-steps", self.substeps, self.substeps >= 1),
+            ("number of sub-steps", self.substeps, 1 <= self.substeps <= MOST_SUBSTEPS),
             ("temperature", self.temperature or 1, self.temperature is None or 0 < self.temperature <= 1),
             ("noise", self.noise, self.noise >= 0),
             ("shift", self.shift, 0 < self.shift < math.inf),

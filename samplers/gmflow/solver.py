@@ -18,6 +18,7 @@ from .guidance import Earlier, Prediction, second_order
 from .mixture import Mixture, checked, choose, mean, sample, tempered
 from .transition import Posterior, bridge, wide_std
 
+MOST_SUBSTEPS = 100_000  # between two calls: more is a slip, and takes hours
 MODES = ("ode", "sde", "mean_narrow", "mean_wide")
 
 
@@ -87,7 +88,7 @@ class GMFlow:
         check_choice("The mode", self.mode, MODES)
         for name, value, allowed in (
             ("order", self.order, self.order in (1, 2)),
-            ("number of sub-steps", self.substeps, self.substeps >= 1),
+            ("number of sub-steps", self.substeps, 1 <= self.substeps <= MOST_SUBSTEPS),
             ("temperature", self.temperature, 0 < self.temperature <= 1),
             ("shift", self.shift, self.shift > 0),
             ("number of corrections", self.corrections, self.corrections >= 0),

@@ -99,11 +99,15 @@ PLACES: dict[str, dict[str, tuple[str, int, int | None]]] = {
 
 def tiny(family: str):
     """A MODEL of the host, its weights of a fixed seed."""
+    import comfy.ldm.flux.model
     import comfy.model_patcher
     import comfy.supported_models
 
     kind = {"flux": "Flux", "flux2": "Flux2", "qwen_image": "QwenImage"}[family]
-    config = getattr(comfy.supported_models, kind)(dict(CONFIGS[family]))
+    sizes = dict(CONFIGS[family])
+    if family != "qwen_image" and "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:  # of 0.33
+        sizes["txt_ids_dims"] = [3] if family == "flux2" else []
+    config = getattr(comfy.supported_models, kind)(sizes)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device="cpu")
     generator = torch.Generator().manual_seed(1)

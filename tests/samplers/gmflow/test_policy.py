@@ -242,14 +242,24 @@ def test_half_precision_is_stepped_in_float32_and_reports_every_call():
 
 @pytest.mark.parametrize(
     "given",
-    [{"substeps": 0}, {"temperature": 0.0}, {"temperature": 1.5}, {"noise": -1.0}, {"noise": math.nan}, {"shift": 0.0}],
+    [
+        {"substeps": 0},
+        {"substeps": 2**70},
+        {"temperature": 0.0},
+        {"temperature": 1.5},
+        {"noise": -1.0},
+        {"noise": math.nan},
+        {"shift": 0.0},
+    ],
 )
 def test_options_out_of_range_are_told(given):
     with pytest.raises(ValueError, match="of pi-Flow cannot be"):
         PiFlow(**given)
 
 
-@pytest.mark.parametrize("given", [(0,), (4, 0.0), (4, 3.2, 0.0), (4, 3.2, 0.5, 0.0), (4, 3.2, 0.5, math.nan)])
+@pytest.mark.parametrize(
+    "given", [(0,), (2**70,), (4, 0.0), (4, 3.2, 0.0), (4, 3.2, 0.5, 0.0), (4, 3.2, 0.5, math.nan)]
+)
 def test_schedules_out_of_range_are_told(given):
     with pytest.raises(ValueError, match="of pi-Flow cannot be"):
         policy_sigmas(*given)
