@@ -292,6 +292,15 @@ def sample_gmflow(
     return solved(model, x, sigmas, extra_args, Watch(callback, disable), MixtureCall, choice)
 
 
+def check_end(nodes: Tensor) -> None:
+    """Raises ValueError for a schedule that ends in noise alone: the host would divide by 1 - sigma."""
+    if nodes[-1] == 1:
+        raise ValueError(
+            "All sigmas are 1, which is noise alone, so there is no picture at the end of this schedule. Connect the "
+            "SIGMAS of a scheduler, or let them end below 1."
+        )
+
+
 class Solving(Protocol):
     """What the person chose of a sampler."""
 
@@ -317,6 +326,7 @@ def solved(
     check_guider(guider, kind.wants_mixtures)
     check_unit_noise(guider.inner_model.model_sampling)
     nodes = torch.tensor(falling(sigmas), dtype=torch.float64)
+    check_end(nodes)
     solver = choice.solver(guider.inner_model, len(nodes) - 1)
     frame = own_frame(guider.inner_model.diffusion_model, own)
     first = round(float(nodes[0]) * 2**20)  # parts of a cut schedule do not draw the same noise

@@ -492,6 +492,12 @@ def test_sigmas_that_are_no_numbers_are_told(how):
             steps_over(nodes, sampler() if how == "ours" else euler())
 
 
+def test_equal_sigmas_that_end_in_noise_are_told():
+    with pytest.raises(ValueError, match="All sigmas are 1, which is noise alone"):
+        steps_over([1.0, 1.0], sampler("ode"))
+    assert bool(steps_over([0.5, 0.5], sampler("ode")).isfinite().all())
+
+
 def test_equal_sigmas_cost_nothing():
     how = sampler("ode")
     torch.testing.assert_close(steps_over([1.0, 1.0, 0.5, 0.5, 0.0, 0.0], how), steps_over([1.0, 0.5, 0.0], how))
