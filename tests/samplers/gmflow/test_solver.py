@@ -289,9 +289,7 @@ def test_logits_that_overflow_are_a_picture_or_told(mode, largest):
     if math.isfinite(largest):
         torch.testing.assert_close(run(), torch.ones_like(x), rtol=0, atol=0.2)
     else:
-        with pytest.raises(
-            ValueError, match="weights are not numbers at|weights are not numbers .at sigma 1, step 1 of 4"
-        ):
+        with pytest.raises(ValueError, match=r"weights.* are not numbers \(at sigma 1, step 1 of 4\)"):
             run()
 
 
