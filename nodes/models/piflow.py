@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...samplers.gmflow.checkpoint import SUPPORTED, listed
 from ...samplers.gmflow.head import MEANS, PolicyHead, is_of_head
-from ..host.mixtures import KEY, patch_of, tell
+from ..host.mixtures import KEY, head_of_model, patch_of, tell
 
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 POLICY = "policy_config"  # in the metadata of a file
@@ -75,10 +75,15 @@ def with_adapter(model: ModelPatcher, state: Weights, policy: str | None, path: 
     """A clone of the MODEL with an adapter on it.
 
     policy: the JSON of policy_config in the file's metadata. strength: of the LoRA parts; the last layer is whole.
-    Raises ValueError for a model that takes none, and for a file that is none or of another model.
+    Raises ValueError for a model that takes none or has one, and for a file that is none or of another model.
     """
     if not math.isfinite(strength):
         raise ValueError(f"strength is {strength:g}; it must be a number. 1 is the adapter as it was made.")
+    if head_of_model(model):
+        raise ValueError(
+            "The connected model has a pi-Flow adapter already, and takes one. Connect the model without it, or leave "
+            "one Load GMFlow out."
+        )
     network = model.get_model_object("diffusion_model")
     family = family_of(model)
     head = head_for(network, state, policy)
@@ -91,7 +96,6 @@ def with_adapter(model: ModelPatcher, state: Weights, policy: str | None, path: 
         patched.add_object_patch(name, nn.Identity())
     patched.add_patches(patches, strength)
     patched.patches_uuid = uuid4()  # for the host it is another model, with LoRA parts or without
-    patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, tell)
     return patched
 

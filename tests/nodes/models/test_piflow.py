@@ -11,6 +11,7 @@ import pytest
 import torch
 from fewstep.samplers.gmflow.mixture import Mixture, mean
 from fewstep.samplers.gmflow.policy import Answer, PiFlow, Points, policy_sigmas, value_of, x0_of
+from support.goldens import FOLDER
 from support.nodes import executed, of_the_pack
 from support.transformers import FAMILIES, LATENTS, PLACES, WIDTH, Adapter, adapter, prompt, same_head, tiny
 from torch import Tensor
@@ -399,8 +400,20 @@ def test_an_old_file_without_a_policy_config_is_a_mixture(folders):
     assert bool(draw(load("loras/old.safetensors", tiny("flux")), "flux").isfinite().all())
 
 
-def test_an_adapter_without_a_model_and_a_model_with_a_model_are_told(folders, tmp_path):
+def test_an_adapter_without_a_model_and_a_model_with_a_model_are_told(folders):
+    import shutil
+
+    import folder_paths
+
     adapter("flux").saved(folders / "made.safetensors")
+    known = folder_paths.folder_names_and_paths["diffusion_models"]
+    folder_paths.folder_names_and_paths["diffusion_models"] = ([str(folders)], known[1])
+    try:
+        shutil.copy(FOLDER / "gmflow" / "tiny_gmdit.safetensors", folders / "whole.safetensors")
+        with pytest.raises(ValueError, match="whole.safetensors is no pi-Flow adapter"):
+            load("whole.safetensors", tiny("flux"))
+    finally:
+        folder_paths.folder_names_and_paths["diffusion_models"] = known
     with pytest.raises(
         ValueError, match=r"made.safetensors is a pi-Flow adapter.*Connect FLUX.1, FLUX.2 or Qwen-Image"
     ):
@@ -470,6 +483,18 @@ def test_a_lora_of_another_size_and_another_width_are_told():
     wide["proj_out_logstds.3.weight"] = made.state["proj_out_logstds.3.weight"]
     with pytest.raises(ValueError, match=f"tokens have {2 * WIDTH} numbers; this FLUX.1 has {WIDTH}"):
         on(tiny("flux"), Adapter(wide, made.metadata))
+
+
+def test_a_second_adapter_is_told():
+    with pytest.raises(ValueError, match="has a pi-Flow adapter already"):
+        on(on(tiny("flux"), adapter("flux")), adapter("flux", "grid"))
+
+
+def test_a_style_lora_in_the_place_of_an_adapter_is_told(folders):
+    state = {"lora_unet_x.lora_up.weight": torch.zeros(2, 2), "lora_unet_x.lora_down.weight": torch.zeros(2, 2)}
+    Adapter(state).saved(folders / "style.safetensors")
+    with pytest.raises(ValueError, match="does not say which policy it holds: proj_out_means.weight is missing"):
+        load("loras/style.safetensors", tiny("flux"))
 
 
 def test_a_strength_that_is_no_number_is_told():
