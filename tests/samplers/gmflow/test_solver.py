@@ -279,7 +279,8 @@ def test_logits_that_overflow_are_a_picture_or_told(mode, largest):
         means = torch.stack([torch.zeros_like(x), torch.ones_like(x)], 1)
         logits = torch.zeros(len(x), 2, 1, *x.shape[2:])
         logits[:, 1], logits[:, 0] = largest, -largest if abs(largest) < math.inf else largest
-        return guided(*[Mixture.of_logits(means, logits, torch.full((len(x), 1, 1, 1, 1), -3.0))] * 2, 0.5)
+        mixture = Mixture.of_logits(means, logits, torch.full((len(x), 1, 1, 1, 1), -3.0))
+        return guided(mixture, mixture, 0.5)
 
     x = normal((1, 2, 2, 2), 0, torch.float32)
 
