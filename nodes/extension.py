@@ -12,7 +12,13 @@ from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewSte
 from .dual_fast import FewStepDualFast
 from .experts import FewStepTwoExperts
 from .flow_maps import FewStepFlowMapSampler, FewStepTrigFlow, FewStepTrigFlowSchedule
-from .gmflow import FewStepGMFlowGuider, FewStepGMFlowLabel, FewStepGMFlowSampler, FewStepLoadGMFlow
+from .gmflow import (
+    FewStepGMFlowGuider,
+    FewStepGMFlowLabel,
+    FewStepGMFlowSampler,
+    FewStepLoadGMFlow,
+    FewStepPiFlowSampler,
+)
 from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .heavy_tail import FewStepHeavyTailNoise
 from .host.replacements import register_replacements
@@ -52,6 +58,7 @@ class FewStepExtension(ComfyExtension):
             FewStepGMFlowLabel,
             FewStepGMFlowGuider,
             FewStepGMFlowSampler,
+            FewStepPiFlowSampler,
             FewStepBoost,
             FewStepTwoExperts,
             FewStepPromptList,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 
 from . import inputs
 from .host.gmflow import MODES, Choice, Guidance, gmflow_guider, gmflow_sampler
+from .host.policies import PolicyChoice, policy_remarks, policy_sampler, schedule_for
+from .host.progress import Report
 from .models.gmflow import label_conditioning, load_gmflow, model_names, path_of
 
 CATEGORY = "FewStep/gmflow"
@@ -18,15 +21,33 @@ class FewStepLoadGMFlow(io.ComfyNode):
             node_id="FewStepLoadGMFlow",
             display_name="Load GMFlow (FewStep)",
             category=CATEGORY,
-            description="A GMFlow model (GM-DiT) from models/diffusion_models. Its VAE is SD 1.5's: load it with Load "
-            "VAE. A spectrum network beside it is loaded too.",
+            description="A pi-Flow adapter on FLUX.1, FLUX.2 or Qwen-Image: pictures in 4 model calls, with the "
+            "pi-Flow Sampler. Or a GMFlow model (GM-DiT) by itself, with SD 1.5's VAE.",
             inputs=[
                 io.Combo.Input(
                     "name",
                     options=model_names(),
-                    tooltip="A file in models/diffusion_models: of the release gmflow_imagenet_k8_ema it is "
-                    "transformer/diffusion_pytorch_model.bf16.safetensors, under any name.",
-                )
+                    tooltip="A pi-Flow adapter in models/loras (loras/ in this list), such as gmflux_k8_piid_4step or "
+                    "gmqwen_k8_piid_4step. Or a GM-DiT in models/diffusion_models: of gmflow_imagenet_k8_ema it is "
+                    "transformer/diffusion_pytorch_model.bf16.safetensors.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="Of an adapter: the model that it goes on, from Load Diffusion Model, of any precision. "
+                    "LoRAs may come before or after. A GM-DiT needs none.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    round=0.001,
+                    optional=True,
+                    tooltip="Of an adapter: how much its LoRA parts count, -10 to 10. 1: as it was made. A little more "
+                    "gives contrast, less noise and clearer writing. Its last layer always counts whole.",
+                ),
             ],
             outputs=[io.Model.Output()],
             **inputs.searched_as("gmflow", "gm-dit", "gaussian mixture", "unet loader"),
@@ -41,8 +62,8 @@ class FewStepLoadGMFlow(io.ComfyNode):
         return inputs.time_of(path_of(name))
 
     @classmethod
-    def execute(cls, name) -> io.NodeOutput:
-        return io.NodeOutput(load_gmflow(name))
+    def execute(cls, name, model=None, strength=1.0) -> io.NodeOutput:
+        return io.NodeOutput(load_gmflow(name, model, strength))
 
 
 class FewStepGMFlowLabel(io.ComfyNode):
@@ -175,3 +196,76 @@ class FewStepGMFlowSampler(io.ComfyNode):
     @classmethod
     def execute(cls, mode, order, substeps, temperature, spectral) -> io.NodeOutput:
         return io.NodeOutput(gmflow_sampler(Choice(mode, order, substeps, temperature, spectral)))
+
+
+class FewStepPiFlowSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FewStepPiFlowSampler",
+            display_name="pi-Flow Sampler (FewStep)",
+            category=CATEGORY,
+            description="Sampler and sigmas for a model with a pi-Flow adapter from Load GMFlow: each model call "
+            "decides a policy, which is followed by itself to the next. For Sampler Custom Advanced with Basic Guider.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will be sampled, with its adapter."),
+                io.Int.Input(
+                    "steps",
+                    default=4,
+                    min=1,
+                    max=1000,
+                    tooltip="Model calls, 1 to 1000: 4 for adapters named 4step, 8 for those named 8step. More calls "
+                    "than that are fine for a mixture policy.",
+                ),
+                inputs.denoise(
+                    "Share of the way to begin with, 0.01 to 1, of a picture that is there already. 1: from noise."
+                ),
+                io.Float.Input(
+                    "noise",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Noise that is put back at every step, 0 to 1000. 0: none, as in the paper. 1: as much as "
+                    "DDPM does. More: nearly all of it anew.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    round=0.001,
+                    tooltip="Of a mixture policy in all steps but the last, 0 to 1. 0: the authors' choice, 0.1 for "
+                    "each step before the last. Lower is sharper and plainer; 1 is the model's own.",
+                ),
+                io.Int.Input(
+                    "substeps",
+                    default=128,
+                    min=1,
+                    max=1024,
+                    tooltip="Steps along the policies, 1 to 1024, shared among the calls. They cost next to nothing.",
+                ),
+                io.Float.Input(
+                    "last_step",
+                    default=0.5,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="Length of the last step as a share of the others, 0.05 to 1. Adapters were made at 0.5.",
+                ),
+            ],
+            outputs=[io.Sampler.Output(), io.Sigmas.Output()],
+            hidden=[io.Hidden.unique_id],
+            **inputs.REPORTING,
+        )
+
+    @classmethod
+    def execute(cls, model, steps, denoise, noise, temperature, substeps, last_step) -> io.NodeOutput:
+        report = Report(cls.hidden.unique_id)
+        choice = PolicyChoice(substeps, temperature or None, noise, report)
+        sampler, sigmas = policy_sampler(choice), schedule_for(model, steps, last_step, denoise)
+        report.say(policy_remarks(model, steps, last_step, denoise, choice))
+        return io.NodeOutput(sampler, torch.tensor(sigmas), ui=report.ui)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol, cast
 
 import comfy.samplers
 import torch
@@ -12,10 +12,20 @@ from torch import Tensor
 
 from ...samplers.choices import check_choice
 from ...samplers.gmflow import GMFlow, Mixture, Prediction, SpectralDraw, guided
+from ...samplers.gmflow.head import PolicyHead
 from ...samplers.gmflow.mixture import checked, mean
+from ...samplers.gmflow.policy import SHIFT, Answer
 from ...samplers.gmflow.solver import falling
 from .guidance import PRE_CFG, within
-from .mixtures import MixtureNetwork, Recorder, moved, predicts_mixtures
+from .mixtures import (
+    MixtureNetwork,
+    Recorder,
+    framed,
+    head_in,
+    moved,
+    own_frame,
+    predicts_mixtures,
+)
 from .noise import ItemNoise
 from .noise_law import check_unit_noise
 from .sampler import Reporter
@@ -88,13 +98,14 @@ class GMFlowGuider(comfy.samplers.CFGGuider):
             options = recorder.on(options)
 
         def guide(args: dict[str, Any]) -> Tensor:
-            sides = recorder.sides
+            sides = cast(list[Mixture | None], recorder.sides)
             if PRE_CFG in options:  # others changed the predictions: APG, TCFG
                 answers = (args["cond_denoised"], args["uncond_denoised"])
-                sides = [side and moved(side, to) for side, to in zip(sides, answers, strict=False)]
+                sides = [side and cast(Mixture, moved(side, to)) for side, to in zip(sides, answers, strict=False)]
             recorder.prediction = self.prediction(sides, strength)
             mixture = checked(recorder.prediction.mixture, f"at sigma {sigma:.4g}")
-            return args["input"] - (mean(mixture) if strength else args["cond_denoised"])
+            answer = args["cond_denoised"]
+            return args["input"] - (mean(mixture).reshape(answer.shape) if strength else answer)
 
         return comfy.samplers.sampling_function(
             self.inner_model,
@@ -145,40 +156,54 @@ def gmflow_guider(model: ModelPatcher, positive: list, negative: list, guidance:
 # SAMPLER
 
 
-class MixtureCall:
-    """The MixtureDenoiser of a run: the host's model call, guidance and masks and all, with the mixture behind it.
+class AnswerCall:
+    """The host's model call of a run, guidance and masks and all, with the network's whole answer behind it.
 
-    The mixture is moved so that its mean is what the host's call answers. That is next to nothing with the GMFlow
-    Guider; with the host's own it is CFG, with a mask it is the picture that stays, and patches of the result count.
+    It is called in the frame of the network's answers. The answer is moved so that its mean is what the host's call
+    gives. That is next to nothing with the GMFlow Guider; with the host's own it is CFG, with a mask it is the picture
+    that stays, and patches of the result count.
 
-    sigma, denoised: where the last call was, and what the host answered.
+    shape: of the host's x. sigma, denoised: where the last call was, and what the host answered.
     """
 
+    wants_mixtures = False
     sigma: float
     denoised: Tensor | None = None
 
-    def __init__(self, model, extra_args: dict[str, Any]):
-        self.model, self.extra_args = model, extra_args
-        self.velocities: list[Mixture | None] = []  # of the last call
+    def __init__(self, model, extra_args: dict[str, Any], shape: torch.Size):
+        self.model, self.extra_args, self.shape = model, extra_args, shape
+        self.velocities: list[Answer | None] = []  # of the last call
 
-    def __call__(self, x: Tensor, sigma: float) -> Prediction:
+    def ask(self, x: Tensor, sigma: float) -> tuple[Tensor, Prediction | Answer]:
+        """What the host answers, and the answer of the positive prompts in x0, or what a guider made of them."""
+        x = x.reshape(self.shape)
         recorder = Recorder(x.shape, self.velocities)
         options = recorder.on(self.extra_args.get("model_options") or {})
         sigmas = x.new_full((len(x),), sigma, dtype=torch.float32)
         self.denoised = self.model(x, sigmas, **(self.extra_args | {"model_options": options}))
         self.sigma, self.velocities = sigma, recorder.velocities
-        prediction = recorder.prediction or Prediction(self.conditional(recorder, x, sigmas))
-        by = self.denoised - mean(prediction.mixture)
-        mixture = prediction.conditional
-        return replace(prediction, conditional=replace(mixture, means=mixture.means + by[:, None]))
+        return self.denoised, recorder.prediction or self.conditional(recorder, x, sigmas)
 
     @staticmethod
-    def conditional(recorder: Recorder, x: Tensor, sigmas: Tensor) -> Mixture:
-        """The mixture of the positive prompts. Raises ValueError where none is active."""
-        mixture = recorder.sides[0] if recorder.sides else recorder.from_earlier(x, sigmas)
-        if mixture is None:
+    def conditional(recorder: Recorder, x: Tensor, sigmas: Tensor) -> Answer:
+        """The answer of the positive prompts. Raises ValueError where none is active."""
+        answer = recorder.sides[0] if recorder.sides else recorder.from_earlier(x, sigmas)
+        if answer is None:
             raise ValueError("No positive prompt is active at some step of this run. Give one that covers all steps.")
-        return mixture
+        return answer
+
+
+class MixtureCall(AnswerCall):
+    """The MixtureDenoiser of a run."""
+
+    wants_mixtures = True
+
+    def __call__(self, x: Tensor, sigma: float) -> Prediction:
+        denoised, answer = self.ask(x, sigma)
+        prediction = answer if isinstance(answer, Prediction) else Prediction(cast(Mixture, answer))
+        mixture = prediction.conditional
+        by = framed(denoised, mixture) - mean(prediction.mixture)
+        return replace(prediction, conditional=replace(mixture, means=mixture.means + by[:, None]))
 
 
 @dataclass(frozen=True)
@@ -203,16 +228,36 @@ class Choice:
                 )
             options["draw"] = SpectralDraw(spectrum)
         substeps = self.substeps or max(1, round(SHARED_SUBSTEPS / max(calls, 1)))
-        shift = float(getattr(model.model_sampling, "shift", 1.0))
-        return GMFlow(self.mode, self.order, substeps, self.temperature, shift, **options)
+        return GMFlow(self.mode, self.order, substeps, self.temperature, time_shift(model), **options)
 
 
-def check_guider(guider) -> None:
-    """Raises ValueError for a model without mixtures, and for a guider whose answer has no mixture behind it."""
-    if not isinstance(guider.inner_model.diffusion_model, MixtureNetwork):
+def time_shift(model) -> float:
+    """The shift in whose time sub-steps are equal, of a model in a run."""
+    head = head_in(model.diffusion_model)
+    return shift_of_head(head) if head else float(getattr(model.model_sampling, "shift", 1.0))
+
+
+def shift_of_head(head: PolicyHead) -> float:
+    """Of the schedule that an adapter was made for."""
+    return head.config.law.shift if head.config.law else SHIFT
+
+
+def check_guider(guider, wants_mixtures: bool = True) -> None:
+    """Raises ValueError for a model without mixtures, and for a guider whose answer has no mixture behind it.
+
+    wants_mixtures: whether a DX policy will not do.
+    """
+    network = guider.inner_model.diffusion_model
+    head = head_in(network)
+    if wants_mixtures and head and head.config.law:
         raise ValueError(
-            "The GMFlow Sampler needs a model that predicts Gaussian mixtures, and this one predicts a single picture. "
-            f"{HOW_TO_GET_ONE} For this model use another sampler."
+            "The adapter on this model has a DX policy, and the GMFlow Sampler needs Gaussian mixtures. Use the "
+            "pi-Flow Sampler."
+        )
+    if not head and not isinstance(network, MixtureNetwork):
+        raise ValueError(
+            f"The {'GMFlow' if wants_mixtures else 'pi-Flow'} Sampler needs a model that predicts Gaussian mixtures, "
+            f"and this one predicts a single picture. {HOW_TO_GET_ONE} For this model use another sampler."
         )
     known = (GMFlowGuider.predict_noise, comfy.samplers.CFGGuider.predict_noise)
     if type(guider).predict_noise not in known:
@@ -243,22 +288,61 @@ def guider_of(model):
 def sample_gmflow(
     model, x: Tensor, sigmas: Tensor, extra_args=None, callback=None, disable=None, *, choice: Choice
 ) -> Tensor:
-    """The host's sampler function. As the host's, it passes on what comes with fewer than two sigmas."""
+    """The host's sampler function of the GMFlow Sampler."""
+    return solved(model, x, sigmas, extra_args, Watch(callback, disable), MixtureCall, choice)
+
+
+def check_end(nodes: Tensor) -> None:
+    """Raises ValueError for a schedule that ends in noise alone: the host would divide by 1 - sigma."""
+    if nodes[-1] == 1:
+        raise ValueError(
+            "All sigmas are 1, which is noise alone, so there is no picture at the end of this schedule. Connect the "
+            "SIGMAS of a scheduler, or let them end below 1."
+        )
+
+
+class Solving(Protocol):
+    """What the person chose of a sampler."""
+
+    def solver(self, model, calls: int) -> Any:
+        """For a run of so many calls of a model in a run."""
+        ...
+
+
+class Watch(NamedTuple):
+    """Who looks on: the host's callback, and whether its bar is off."""
+
+    callback: Any
+    disable: bool | None
+
+
+def solved(
+    model, x: Tensor, sigmas: Tensor, extra_args, watch: Watch, kind: type[AnswerCall], choice: Solving
+) -> Tensor:
+    """A run in the frame of the network's answers. As the host's, it passes on what comes with under two sigmas."""
     if len(sigmas) < 2:
         return x
-    extra_args, guider = dict(extra_args or {}), guider_of(model)
-    check_guider(guider)
+    extra_args, guider, own = dict(extra_args or {}), guider_of(model), x.shape
+    check_guider(guider, kind.wants_mixtures)
     check_unit_noise(guider.inner_model.model_sampling)
     nodes = torch.tensor(falling(sigmas), dtype=torch.float64)
+    check_end(nodes)
     solver = choice.solver(guider.inner_model, len(nodes) - 1)
+    frame = own_frame(guider.inner_model.diffusion_model, own)
     first = round(float(nodes[0]) * 2**20)  # parts of a cut schedule do not draw the same noise
     noise = ItemNoise(extra_args.get("seed") or 0, getattr(model, "noise", x), first)
-    call = MixtureCall(model, extra_args)
-    x = solver(call, x, nodes, noise=noise, on_step=Reporter(callback, nodes, disable))
-    return x if nodes[-1] > 0 else kept_outside(x, call, getattr(model, "sigmas", sigmas))
+    call, report = kind(model, extra_args, own), Reporter(watch.callback, nodes, watch.disable)
+    end = solver(
+        call,
+        x.reshape(frame),
+        nodes,
+        noise=lambda a, b: noise(a, b).reshape(frame),
+        on_step=lambda step, sigma, x, x0: report(step, sigma, x.reshape(own), x0.reshape(own)),
+    ).reshape(own)
+    return end if nodes[-1] > 0 else kept_outside(end, call, getattr(model, "sigmas", sigmas))
 
 
-def kept_outside(x: Tensor, call: MixtureCall, sigmas: Tensor) -> Tensor:
+def kept_outside(x: Tensor, call: AnswerCall, sigmas: Tensor) -> Tensor:
     """A finished x with the picture that a mask keeps: the sub-steps after the last model call do not know it.
 
     The host's last answer has it already; what the sub-steps made of that counts where the mask lets it.

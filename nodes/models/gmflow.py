@@ -20,13 +20,17 @@ import folder_paths
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_base import ModelType
+from safetensors import safe_open
 from torch import Tensor
 
 from ...samplers.gmflow import GMDiT, GMDiTConfig, SpectrumNetwork, check_state_dict
+from ...samplers.gmflow.checkpoint import SUPPORTED
 from ..host.mixtures import MixtureNetwork
+from .piflow import POLICY, is_adapter, with_adapter
 from .wrapped import HostNetwork
 
 FOLDER = "diffusion_models"
+ADAPTERS = "loras"  # the folder where pi-Flow adapters lie, and what their names begin with in the list
 IMAGENET_CLASSES = 1000
 LABEL = "gmflow_label"  # entry of a CONDITIONING
 TELLING_KEY = "num_gaussians"  # a config.json without it is of another model in the folder
@@ -76,10 +80,32 @@ class GMFlowModel(comfy.model_base.BaseModel):
         return {"y": comfy.conds.CONDRegular(given[LABEL].to(given["device"]))}
 
 
-def load_gmflow(name: str) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of a file. Raises ValueError, in words, for what is no sound GM-DiT."""
+def load_gmflow(
+    name: str, model: comfy.model_patcher.ModelPatcher | None = None, strength: float = 1.0
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of a GM-DiT, or `model` with a pi-Flow adapter on it, whose LoRA parts count `strength`.
+
+    Raises ValueError, in words, for what is neither, and for a model that is missing or too many.
+    """
     path = path_of(name)
     state = read(path)
+    if is_adapter(state) or name.startswith(f"{ADAPTERS}/"):
+        if model is None:
+            raise ValueError(
+                f"{path.name} is a pi-Flow adapter, which goes on a model. Connect FLUX.1, FLUX.2 or Qwen-Image, as "
+                "Load Diffusion Model gives it, to the input model."
+            )
+        return with_adapter(model, state, metadata_of(path).get(POLICY), path, strength)
+    if model is not None:
+        raise ValueError(
+            f"{path.name} is no pi-Flow adapter, so it does not go on the connected model. Disconnect the model, or "
+            f"choose an adapter. {SUPPORTED}"
+        )
+    return whole_model(path, state)
+
+
+def whole_model(path: Path, state: Weights) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of a file that holds all of one."""
     beside = config_beside(path)
     config = GMDiTConfig.of_json(beside) if beside else GMDiTConfig.of_state_dict(state)
     config.check_size(state)
@@ -126,23 +152,38 @@ def load_spectrum(path: Path, channels: int, device) -> SpectrumNetwork | None:
 
 
 def model_names() -> list[str]:
-    """What Load GMFlow offers: the diffusion_models folder, as the host lists it."""
-    return folder_paths.get_filename_list(FOLDER)
+    """What Load GMFlow offers: the diffusion_models folder, then that of LoRAs, where adapters lie, with its name."""
+    adapters = folder_paths.get_filename_list(ADAPTERS)
+    return [*folder_paths.get_filename_list(FOLDER), *(f"{ADAPTERS}/{name}" for name in adapters)]
 
 
 def path_of(name: str) -> Path:
     """Raises ValueError where there is no such file, or can be none of that name."""
-    try:
-        found = folder_paths.get_full_path(FOLDER, name)
-    except (OSError, ValueError):  # too long for a name, or with a null byte
-        found = None
+    found = found_in(FOLDER, name)
+    if found is None and name.startswith(f"{ADAPTERS}/"):
+        found = found_in(ADAPTERS, name.removeprefix(f"{ADAPTERS}/"))
     if found is None:
         folder = folder_paths.get_folder_paths(FOLDER)[0]
         raise ValueError(
             f"There is no {name[:LONGEST_NAME]!r} in {folder}. Put transformer/diffusion_pytorch_model.bf16.safetensors"
-            " of a GMFlow release there, and refresh."
+            " of a GMFlow release there, or a pi-Flow adapter into models/loras, and refresh."
         )
     return Path(found)
+
+
+def found_in(folder: str, name: str) -> str | None:
+    try:
+        return folder_paths.get_full_path(folder, name)
+    except (OSError, ValueError):  # too long for a name, or with a null byte
+        return None
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """Of a safetensors file; other kinds have none."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def read(path: Path) -> Weights:

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 
 LARGEST_SAMPLE = 4096  # latent pixels on a side: 32768 of the picture
 HEAD_WIDTHS = (72, 64)  # of the published model, and of the other sizes of DiT
+SUPPORTED = (
+    "What is known: by itself the GM-DiT of gmflow_imagenet_k8_ema (transformer/diffusion_pytorch_model.bf16), and on "
+    "a connected model the pi-Flow adapters of FLUX.1 (gmflux_k8, dxflux_n10), FLUX.2 (gmflux2_k8) and Qwen-Image "
+    "(gmqwen_k8, dxqwen_n10, dxqwen_p10)."
+)
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,7 @@ class GMDiTConfig:
 def shape_of(state: Mapping[str, Tensor], key: str, axes: int) -> tuple[int, ...]:
     """The shape of one tensor. Raises ValueError where it is missing or has another number of axes."""
     if key not in state or state[key].ndim != axes:
-        raise ValueError(
-            f"This is no GMFlow model: {key} is missing or has another shape. "
-            "Load transformer/diffusion_pytorch_model.bf16.safetensors of a GMFlow release."
-        )
+        raise ValueError(f"This is no GMFlow model: {key} is missing or has another shape. {SUPPORTED}")
     return tuple(state[key].shape)
 
 
@@ -96,7 +98,12 @@ def counted(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
-def check_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+def check_state_dict(
+    network: nn.Module,
+    state: Mapping[str, Tensor],
+    name: str = "GMFlow network",
+    hint: str = "Download it again, or use the file that belongs to this config.json.",
+) -> None:
     """Raises ValueError, naming them, where keys of a checkpoint are missing, extra or misshapen for the network."""
     expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     misshapen = [
@@ -111,10 +118,7 @@ def check_state_dict(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     }
     told = [f"{len(keys)} {fault}: {listed(keys)}" for fault, keys in faults.items() if keys]
     if told:
-        raise ValueError(
-            f"This checkpoint does not fit the GMFlow network. {'; '.join(told)}. "
-            "Download it again, or use the file that belongs to this config.json."
-        )
+        raise ValueError(f"This checkpoint does not fit the {name}. {'; '.join(told)}. {hint}")
 
 
 def size(shape: tuple[int, ...]) -> str:

@@ -18,6 +18,7 @@ from .guidance import Earlier, Prediction, second_order
 from .mixture import Mixture, checked, choose, mean, sample, tempered
 from .transition import Posterior, bridge, wide_std
 
+MOST_SUBSTEPS = 100_000  # between two calls: more is a slip, and takes hours
 MODES = ("ode", "sde", "mean_narrow", "mean_wide")
 
 
@@ -41,6 +42,14 @@ def independent(mixture: Mixture, noise: Callable[[], Tensor]) -> Tensor:
     """The Draw of independent pixels: one noise chooses the components, the next is that of the chosen ones."""
     index = choose(mixture, noise())
     return sample(mixture, index, noise())
+
+
+class Way(Protocol):
+    """E[x0] along the way down from a call, (B, C, *S): `mean` at the call itself, `mean_at` at lower noise."""
+
+    mean: Tensor
+
+    def mean_at(self, x: Tensor, sigma: float) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class GMFlow:
         check_choice("The mode", self.mode, MODES)
         for name, value, allowed in (
             ("order", self.order, self.order in (1, 2)),
-            ("number of sub-steps", self.substeps, self.substeps >= 1),
+            ("number of sub-steps", self.substeps, 1 <= self.substeps <= MOST_SUBSTEPS),
             ("temperature", self.temperature, 0 < self.temperature <= 1),
             ("shift", self.shift, self.shift > 0),
             ("number of corrections", self.corrections, self.corrections >= 0),
@@ -143,21 +152,35 @@ class GMFlow:
 
 
 def ode_step(mixture: Mixture, x: Tensor, nodes: list[float]) -> Tensor:
-    """Euler steps of dx/dt = (x - E[x0 | x]) / t over falling `nodes`; the mixture is that of x0 at (x, nodes[0])."""
-    posterior = Posterior(mixture, x, nodes[0])
-    x0 = posterior.mean
+    """Euler steps of the probability flow over falling `nodes`; the mixture is that of x0 at (x, nodes[0])."""
+    return follow(Posterior(mixture, x, nodes[0]), x, nodes)
+
+
+def follow(policy: Way, x: Tensor, nodes: list[float]) -> Tensor:
+    """Euler steps of dx/dt = (x - E[x0 | x]) / t over falling `nodes`, the first that of the call."""
+    x0 = policy.mean
     for t, t_next in pairwise(nodes):
         if t < nodes[0]:
-            x0 = posterior.mean_at(x, t)
+            x0 = policy.mean_at(x, t)
         x = torch.lerp(x0, x.to(x0.dtype), t_next / t)
     return x
 
 
+def warped(time: float, shift: float) -> float:
+    """sigma of the time before the shift: shift t / (1 + (shift - 1) t)."""
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def unwarped(sigma: float, shift: float) -> float:
+    """The inverse of `warped`."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
 def between(sigma: float, sigma_next: float, substeps: int, shift: float) -> list[float]:
-    """substeps + 1 falling nodes from `sigma` to `sigma_next`, uniform in t; sigma = shift t / (1 + (shift - 1) t)."""
-    first, last = (s / (shift - (shift - 1) * s) for s in (sigma, sigma_next))
+    """substeps + 1 falling nodes from `sigma` to `sigma_next`, uniform in the time before the shift."""
+    first, last = unwarped(sigma, shift), unwarped(sigma_next, shift)
     times = [first + (last - first) * i / substeps for i in range(1, substeps)]
-    return [sigma, *(shift * t / (1 + (shift - 1) * t) for t in times), sigma_next]
+    return [sigma, *(warped(t, shift) for t in times), sigma_next]
 
 
 def falling(sigmas: Tensor) -> list[float]:

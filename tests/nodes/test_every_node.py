@@ -52,6 +52,7 @@ QUICK = [
     "FewStepLoadSchedule",
     "FewStepLoadStatistics",
     "FewStepLoadTuning",
+    "FewStepPiFlowSampler",
     "FewStepProbabilisticGuidance",
     "FewStepPromptList",
     "FewStepRestartInterval",

@@ -81,7 +81,7 @@ CONTRACT = {
         ["spread"],
         ["MODEL"],
     ),
-    "FewStepLoadGMFlow": (["name"], [], ["MODEL"]),
+    "FewStepLoadGMFlow": (["name"], ["model", "strength"], ["MODEL"]),
     "FewStepGMFlowLabel": (["model", "label"], [], ["CONDITIONING", "CONDITIONING"]),
     "FewStepGMFlowGuider": (
         ["model", "positive", "negative", "strength", "orthogonal", "start_percent", "end_percent"],
@@ -90,6 +90,11 @@ CONTRACT = {
     ),
     "FewStepPromptList": (["positive"], ["negative", "previous"], ["FEWSTEP_PROMPTS"]),
     "FewStepGMFlowSampler": (["mode", "order", "substeps", "temperature", "spectral"], [], ["SAMPLER"]),
+    "FewStepPiFlowSampler": (
+        ["model", "steps", "denoise", "noise", "temperature", "substeps", "last_step"],
+        [],
+        ["SAMPLER", "SIGMAS"],
+    ),
     "FewStepBoost": (["model", "enabled"], ["tuning", "sampler", "sigmas", "schedule"], ["MODEL"]),
     "FewStepRestartKSampler": (
         [

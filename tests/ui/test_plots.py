@@ -109,6 +109,7 @@ def test_it_goes_with_its_node_into_a_subgraph(inspected):
         const {{ subgraph }} = window.app.graph.convertToSubgraph(new Set([node]));
         canvas.openSubgraph?.(subgraph) ?? canvas.setGraph(subgraph); }}""")
     inspected.wait_for_timeout(1000)
+    closer(inspected, INSPECT.replace("app.graph", "app.canvas.graph"))  # Nodes 2.0 draws what is in view
     drawn(inspected)
     photograph(inspected, "inspect-subgraph")
     assert inspected.errors == []

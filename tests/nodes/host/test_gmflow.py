@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from fewstep.samplers.gmflow import GMDiT, GMDiTConfig, GMFlow
-from fewstep.samplers.gmflow.mixture import mean
+from fewstep.samplers.gmflow.mixture import Mixture, mean
 from safetensors.torch import load_file, save_file
 from support.gmflow import Guided, normal, tiny_gmdit, weights
 from support.goldens import FOLDER
@@ -232,7 +232,7 @@ def test_the_mixture_of_several_prompts_has_the_mean_that_the_host_blends(positi
     x = torch.randn(2, 3, 16, 24)
     recorder, blended = recorded(model, positive(one, two), two, x, 0.8)
     for side, expected in zip(recorder.sides, blended, strict=True):
-        assert side is not None
+        assert isinstance(side, Mixture)
         torch.testing.assert_close(mean(side), expected, rtol=1e-4, atol=2e-4)
 
 
@@ -490,6 +490,12 @@ def test_sigmas_that_are_no_numbers_are_told(how):
     for nodes in ([1.0, float("nan"), 0.0], [float("nan"), 0.5, 0.0]):
         with pytest.raises(ValueError, match="each must be a number from 0 to 1|sigma of this run is no number"):
             steps_over(nodes, sampler() if how == "ours" else euler())
+
+
+def test_equal_sigmas_that_end_in_noise_are_told():
+    with pytest.raises(ValueError, match="All sigmas are 1, which is noise alone"):
+        steps_over([1.0, 1.0], sampler("ode"))
+    assert bool(steps_over([0.5, 0.5], sampler("ode")).isfinite().all())
 
 
 def test_equal_sigmas_cost_nothing():

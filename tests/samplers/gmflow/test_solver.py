@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -267,6 +268,30 @@ def test_a_model_that_fails_is_told_at_once(fails):
 
     with pytest.raises(ValueError, match="not numbers"):
         GMFlow()(broken, normal((1, 2, 1, 1), 0), sigmas(2))
+
+
+@pytest.mark.parametrize("mode", ["ode", "sde"])
+@pytest.mark.parametrize("largest", [1e4, 3e38, math.inf, -math.inf, math.nan])
+def test_logits_that_overflow_are_a_picture_or_told(mode, largest):
+    """Up to float32's end the heaviest component is all there is; beyond it there is no mixture."""
+
+    def predict(x: Tensor, sigma: float) -> Prediction:
+        means = torch.stack([torch.zeros_like(x), torch.ones_like(x)], 1)
+        logits = torch.zeros(len(x), 2, 1, *x.shape[2:])
+        logits[:, 1], logits[:, 0] = largest, -largest if abs(largest) < math.inf else largest
+        mixture = Mixture.of_logits(means, logits, torch.full((len(x), 1, 1, 1, 1), -3.0))
+        return guided(mixture, mixture, 0.5)
+
+    x = normal((1, 2, 2, 2), 0, torch.float32)
+
+    def run() -> Tensor:
+        return GMFlow(mode, temperature=0.5)(predict, x, sigmas(4), noise=noise_of(x, 1))
+
+    if math.isfinite(largest):
+        torch.testing.assert_close(run(), torch.ones_like(x), rtol=0, atol=0.2)
+    else:
+        with pytest.raises(ValueError, match=r"weights.* are not numbers \(at sigma 1, step 1 of 4\)"):
+            run()
 
 
 def test_which_call_failed_is_told():
