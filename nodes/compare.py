@@ -50,6 +50,7 @@ class FewStepEntry(io.ComfyNode):
                 ),
             ],
             outputs=[EntryType.Output(display_name="entry")],
+            **inputs.searched_as("compare samplers", "sampler comparison", "xy plot"),
         )
 
     @classmethod
@@ -107,6 +108,7 @@ class FewStepCompare(io.ComfyNode):
                     max=REFERENCE_STEPS.most,
                     tooltip="Steps to the converged picture, 20 to 1000. It is solved with half of them as well, and "
                     "the difference is told: so well it is known.",
+                    **inputs.ADVANCED,
                 ),
                 *growing_entries(),
                 io.String.Input(
@@ -151,6 +153,10 @@ class FewStepCompare(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,  # to be queued alone
             **inputs.REPORTING,
+            **inputs.searched_as(
+                *["compare samplers", "compare schedulers", "sampler comparison", "which sampler", "which scheduler"],
+                *["best sampler", "benchmark", "xy plot", "grid"],
+            ),
         )
 
     @classmethod

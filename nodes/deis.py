@@ -33,6 +33,7 @@ class FewStepDEIS(io.ComfyNode):
                     max=4,
                     tooltip="How many answers a step looks at, 1 to 4. 1 is Euler. 2 is steady on every model; 3 and 4 "
                     "are nearer at a low cfg, and lose at a high cfg with few steps.",
+                    **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
                     "clock",

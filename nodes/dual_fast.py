@@ -36,6 +36,7 @@ class FewStepDualFast(io.ComfyNode):
                     default="constant",
                     tooltip="constant: the same at all steps, the best in our tests. linear: from 0 at the first step "
                     "to the strength at the last, as the paper has it.",
+                    **inputs.ADVANCED,
                 ),
                 io.Combo.Input(
                     "reference",
@@ -44,6 +45,7 @@ class FewStepDualFast(io.ComfyNode):
                     optional=True,
                     tooltip="The earlier estimate. previous: the last one of more noise. first: that of the first "
                     "step; on flow models it hurts from 8 steps on.",
+                    **inputs.ADVANCED,
                 ),
             ],
             outputs=[io.Sampler.Output()],

@@ -34,6 +34,7 @@ class FewStepTrigFlow(io.ComfyNode):
                     step=0.01,
                     round=0.0001,
                     tooltip="Standard deviation of the latents that it was trained on, 0.01 to 100. sCM: 0.5.",
+                    **inputs.ADVANCED,
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -77,6 +78,7 @@ class FewStepTrigFlowSchedule(io.ComfyNode):
                     optional=True,
                     tooltip="Instead of the preset: an angle for every step but the first, falling, between 0 and "
                     "1.5708, as 1.5, 1.4, 1.0.",
+                    **inputs.ADVANCED,
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas")],
@@ -118,6 +120,7 @@ class FewStepFlowMapSampler(io.ComfyNode):
                     step=0.01,
                     round=0.001,
                     tooltip="Of ctm: how much of the noise is new at every step, 0 to 1. 0 is euler, 1 is restart.",
+                    **inputs.ADVANCED,
                 ),
             ],
             outputs=[io.Sampler.Output()],

@@ -34,7 +34,7 @@ class FewStepHeavyTailNoise(io.ComfyNode):
                     default=2048,
                     min=1,
                     max=MOST,
-                    tooltip="D of the model, 1 to 1000000000: 128 and 2048 are published. The higher, the nearer to "
+                    tooltip="D of the model, 1 to 1,000,000,000: 128 and 2048 are published. The higher, the nearer to "
                     "Random Noise.",
                 ),
             ],

@@ -153,12 +153,18 @@ RARE = {
     "FewStepDPMSolverV3": {
         *{"order", "pseudo_predictor", "pseudo_corrector", "lower_order_final", "prediction", "last_step"}
     },
+    "FewStepDEIS": {"order"},
+    "FewStepDualFast": {"ramp", "reference"},
     "FewStepEstimateStatistics": {"levels", "pooling", "derivative"},
     "FewStepSearchSchedule": {"teacher_steps", "start", "polish"},
+    "FewStepCompare": {"reference_steps"},
     "FewStepMeasureSpread": {"levels", "estimator"},
     "FewStepProbabilisticGuidance": PERCENTS,
     "FewStepGMFlowGuider": PERCENTS,
     "FewStepGMFlowSampler": {"order", "substeps", "spectral"},
+    "FewStepTrigFlow": {"sigma_data"},
+    "FewStepTrigFlowSchedule": {"own_times"},
+    "FewStepFlowMapSampler": {"gamma"},
     "FewStepRestartKSampler": {"restart_scheduler"},
     "FewStepRestartKSamplerAdvanced": {
         *{"add_noise", "start_at_step", "end_at_step", "return_with_leftover_noise", "restart_scheduler"}
@@ -191,6 +197,16 @@ SOUGHT = {
     "apg": "FewStepProbabilisticGuidance",
     "burn": "FewStepProbabilisticGuidance",
     "wan 2.2": "FewStepTwoExperts",
+    "plot sigmas": "FewStepInspectSchedule",
+    "compare samplers": "FewStepCompare",
+    "xy plot": "FewStepEntry",
+    "deis": "FewStepDEIS",
+    "ipndm": "FewStepDEIS",
+    "gradient estimation": "FewStepDualFast",
+    "scm": "FewStepTrigFlow",
+    "rcm": "FewStepTrigFlowSchedule",
+    "meanflow": "FewStepFlowMapSampler",
+    "pfgm": "FewStepHeavyTailNoise",
 }
 
 
@@ -251,7 +267,7 @@ def test_every_number_says_its_range(nodes):
         for word, (kind, options) in inputs_of(node).items():
             if kind not in ("INT", "FLOAT") or "seed" in word:
                 continue
-            limits = {f"{round(options[limit], 2):g}" for limit in ("min", "max")}
+            limits = {f"{round(options[limit], 2):.12g}" for limit in ("min", "max")}
             assert limits <= set(figures(options["tooltip"])), f"{name}.{word}: {limits}, {options['tooltip']}"
 
 
