@@ -404,8 +404,8 @@ def test_guiders_of_every_kind_are_counted_and_timed():
     patcher, given = small.model("FLOW"), small.given(small.model("FLOW"))
     experts = two_experts_guider(patcher, patcher.clone(), given["positive"], given["negative"], 3.0, 1.0, 0.5)
     clip, mixtures = load_clip(), load_model("gmflow")
-    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", "")]
-    guided = gmflow_guider(mixtures, *prompts, Guidance(0.45))
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", ""))
+    guided = gmflow_guider(mixtures, positive, negative, Guidance(0.45))
     for model, guider, channels in ((patcher, experts, 4), (mixtures, guided, 3)):
         latent = torch.zeros(1, channels, small.SIZE, small.SIZE)
         own = [entry(model, "euler", "simple", 8), entry(model, "heun", "simple", 8, guider=guider)]
