@@ -50,7 +50,10 @@ class FewStepLoadGMFlow(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output()],
-            **inputs.searched_as("gmflow", "gm-dit", "gaussian mixture", "unet loader"),
+            **inputs.searched_as(
+                *["pi-flow", "piflow", "4 steps", "flux few steps", "qwen image few steps", "gmflow", "gm-dit"],
+                *["gaussian mixture", "unet loader"],
+            ),
         )
 
     @classmethod
@@ -229,6 +232,7 @@ class FewStepPiFlowSampler(io.ComfyNode):
                     round=0.001,
                     tooltip="Noise that is put back at every step, 0 to 1000. 0: none, as in the paper. 1: as much as "
                     "DDPM does. More: nearly all of it anew.",
+                    **inputs.ADVANCED,
                 ),
                 io.Float.Input(
                     "temperature",
@@ -246,6 +250,7 @@ class FewStepPiFlowSampler(io.ComfyNode):
                     min=1,
                     max=1024,
                     tooltip="Steps along the policies, 1 to 1024, shared among the calls. They cost next to nothing.",
+                    **inputs.ADVANCED,
                 ),
                 io.Float.Input(
                     "last_step",
@@ -255,10 +260,15 @@ class FewStepPiFlowSampler(io.ComfyNode):
                     step=0.05,
                     round=0.001,
                     tooltip="Length of the last step as a share of the others, 0.05 to 1. Adapters were made at 0.5.",
+                    **inputs.ADVANCED,
                 ),
             ],
             outputs=[io.Sampler.Output(), io.Sigmas.Output()],
             hidden=[io.Hidden.unique_id],
+            **inputs.searched_as(
+                *["pi-flow", "piflow", "4 steps", "few steps", "flux few steps", "qwen image few steps", "dx policy"],
+                "gmflow",
+            ),
             **inputs.REPORTING,
         )
 

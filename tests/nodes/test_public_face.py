@@ -162,6 +162,7 @@ RARE = {
     "FewStepProbabilisticGuidance": PERCENTS,
     "FewStepGMFlowGuider": PERCENTS,
     "FewStepGMFlowSampler": {"order", "substeps", "spectral"},
+    "FewStepPiFlowSampler": {"noise", "substeps", "last_step"},
     "FewStepTrigFlow": {"sigma_data"},
     "FewStepTrigFlowSchedule": {"own_times"},
     "FewStepFlowMapSampler": {"gamma"},
@@ -194,6 +195,10 @@ SOUGHT = {
     "which sampler": "FewStepTune",
     "few steps": "FewStepBoost",
     "gmflow": "FewStepGMFlowSampler",
+    "pi-flow": "FewStepPiFlowSampler",
+    "piflow": "FewStepLoadGMFlow",
+    "4 steps": "FewStepPiFlowSampler",
+    "flux few steps": "FewStepLoadGMFlow",
     "apg": "FewStepProbabilisticGuidance",
     "burn": "FewStepProbabilisticGuidance",
     "wan 2.2": "FewStepTwoExperts",
@@ -268,7 +273,8 @@ def test_every_number_says_its_range(nodes):
             if kind not in ("INT", "FLOAT") or "seed" in word:
                 continue
             limits = {f"{round(options[limit], 2):.12g}" for limit in ("min", "max")}
-            assert limits <= set(figures(options["tooltip"])), f"{name}.{word}: {limits}, {options['tooltip']}"
+            told = {*figures(options["tooltip"]), *re.findall(r"-\d+", options["tooltip"])}
+            assert limits <= told, f"{name}.{word}: {limits}, {options['tooltip']}"
 
 
 # ---------------------------------------------------------------------------------------------------------
