@@ -25,7 +25,7 @@ ADD = """type => {
 SHOW = """id => {
     const node = window.app.graph.getNodeById(id);
     window.app.canvas.ds.scale = 1;
-    window.app.canvas.ds.offset = [120 - node.pos[0], 140 - node.pos[1]];
+    window.app.canvas.ds.offset = [400 - node.pos[0], 200 - node.pos[1]];
     window.app.canvas.setDirty(true, true); }"""
 
 
@@ -38,9 +38,9 @@ def kept(page, number: int, path: Path) -> None:
     """The node, as a person sees it at 100 %, with nothing of the host's over it."""
     page.set_viewport_size({"width": 1700, "height": 1700})
     page.evaluate(SHOW, number)
-    page.wait_for_timeout(800)
-    page.mouse.move(5, 5)
-    picture = page.locator(f'[data-node-id="{number}"]').first.screenshot()
+    page.mouse.move(300, 1500)  # over nothing
+    page.wait_for_timeout(1500)
+    picture = page.screenshot(clip=page.locator(f'[data-node-id="{number}"]').first.bounding_box())
     Image.open(BytesIO(picture)).convert("RGB").save(path, quality=82, optimize=True)
 
 
