@@ -251,6 +251,9 @@ def test_every_node_has_a_help_page_that_the_host_serves(server, nodes):
         page = server.get(f"/extensions/fewstep/docs/{name}.md").text
         assert page.startswith(f"# {nodes[name]['display_name']}\n")
         assert all(f"**{word}" in page for word in inputs_of(nodes[name]))
+        assert (
+            f"]({name}.jpg)" in page and server.get(f"/extensions/fewstep/docs/{name}.jpg").content[:2] == b"\xff\xd8"
+        )
 
 
 def test_every_input_says_what_it_does(nodes):
