@@ -106,7 +106,7 @@ def test_a_tuning_is_loaded_in_a_second_workflow_with_its_chart(server, saved):
     assert saved in offered and saved not in other
     history = server.run(tuned_graph(load_node(saved), ksampler("flow", steps=6, cfg=CFG)))
     text = server.reports(history)
-    assert "cfg 5\n4 calls: error " in text and "6 calls of Tuned Sampler" in text
+    assert "cfg 5\n\n4 calls: error " in text and "6 calls of Tuned Sampler" in text
     (chart,) = history["outputs"]["71"]["images"]
     shown = server.get("/view", **{key: chart[key] for key in ("filename", "subfolder", "type")})
     assert chart["type"] == "temp" and shown.content[1:4] == b"PNG"
