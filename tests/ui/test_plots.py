@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from .conftest import ready
-from .test_examples import load, photograph, run
+from .test_examples import REPORTS, load, photograph, run
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 WORKFLOW = ROOT / "example_workflows" / "inspect.json"
@@ -113,3 +114,22 @@ def test_it_goes_with_its_node_into_a_subgraph(inspected):
     drawn(inspected)
     photograph(inspected, "inspect-subgraph")
     assert inspected.errors == []
+
+
+def test_a_fresh_page_knows_the_last_job_where_it_ran_this_node_and_needs_no_plots_for_it(inspected, browser, server):
+    page = browser.new_page(viewport={"width": 1600, "height": 900})
+    page.goto(server.url)
+    ready(page)
+    other = json.loads(WORKFLOW.read_text(encoding="utf-8")) | {"id": "another"}
+    (scheduler,) = (node for node in other["nodes"] if node.get("title") == "Another")
+    scheduler["widgets_values"][1] = 13
+    page.evaluate("graph => window.app.loadGraphData(graph)", other)
+    page.wait_for_timeout(2500)
+    assert page.evaluate(REPORTS) == []
+    page.route("**/uPlot.esm.js", lambda route: route.abort())
+    page.reload()
+    ready(page)
+    load(page, WORKFLOW)
+    page.wait_for_function(f"{REPORTS}.length === 1", timeout=30_000)
+    assert "compare_with: 8 calls" in page.evaluate(REPORTS)[0] and page.evaluate(PLOTS) == 0
+    page.close()

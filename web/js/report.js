@@ -2,16 +2,18 @@
 // below its widgets.
 //
 // Both are also kept among the node's properties, so that they are there again when the page, or a saved workflow, is
-// opened. The elements are made when there is something to say; they have no value and are never saved as widgets.
+// opened; where neither knows them, the host's last job may. The elements are made when there is something to say; they have no value and are never saved as widgets.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { lastResult } from "./last_result.js";
 import { panel } from "./panel.js";
 import { plotBox } from "./plot.js";
 
 const KEY = "fewstep"; // of the UI output, see nodes/host/progress.py
 const TEXT = "fewstep_report"; // properties, and the widgets' names
 const PLOT = "fewstep_plot";
+const asked = new Set(); // graphs, by id
 const MARGIN = 16; // pixels that the host leaves around an element
 const OPEN = "fewstep_open"; // property: whether the person unfolded the text, or folded it
 
@@ -100,11 +102,10 @@ app.registerExtension({
     };
   },
 
-  // A job opened from the history: the host has its outputs, and the workflow was saved before they were known.
-  afterConfigureGraph() {
-    for (const node of app.graph?.nodes ?? []) {
-      const said = node.properties?.[TEXT] ? undefined : told(app.nodeOutputs?.[node.id]);
-      if (said && node.type.startsWith("FewStep")) show(node, said);
-    }
+  async afterConfigureGraph() {
+    if (asked.has(app.graph.id)) return; // undoing opens a graph anew, and must not bring back what it took away
+    asked.add(app.graph.id);
+    const tell = (node, output) => node.properties?.[TEXT] === undefined && show(node, told(output));
+    await lastResult(tell).catch((error) => console.warn("FewStep: the last job is not known.", error));
   },
 });
