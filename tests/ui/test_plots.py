@@ -107,8 +107,9 @@ def test_it_is_copied_with_its_node_and_comes_back_by_undo(inspected):
 def test_it_goes_with_its_node_into_a_subgraph(inspected):
     inspected.evaluate(f"""() => {{
         const canvas = window.app.canvas, node = {INSPECT};
-        const {{ subgraph }} = window.app.graph.convertToSubgraph(new Set([node]));
-        canvas.openSubgraph?.(subgraph) ?? canvas.setGraph(subgraph); }}""")
+        window.app.graph.convertToSubgraph(new Set([node]));
+        const outer = window.app.graph.nodes.find(node => node.subgraph);
+        canvas.openSubgraph(outer.subgraph, outer); }}""")
     inspected.wait_for_timeout(1000)
     closer(inspected, INSPECT.replace("app.graph", "app.canvas.graph"))  # Nodes 2.0 draws what is in view
     drawn(inspected)
