@@ -10,6 +10,7 @@ from statistics import median
 
 from ..samplers.noise_law import NoiseLaw
 from ..samplers.sigmas import is_repeat
+from .restart.plan import plural
 
 FINEST = 0.05  # noise-to-signal: below it only grain is left to decide
 LEAP = 3.0  # times the median step, in the logarithm of the ratio
@@ -143,7 +144,3 @@ def log_snr(ratio: float) -> float:
     if ratio > 0 and math.isfinite(ratio):
         return 0.0 - 2 * math.log(ratio)
     return math.nan if math.isnan(ratio) else math.inf if ratio == 0 else -math.inf
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -20,7 +20,7 @@ from ...samplers.noise_law import NoiseLaw
 from ...samplers.runge_kutta import RungeKutta, calls_of
 from ...samplers.sigmas import checked_sigmas, without_repeats
 from .noise_law import noise_law
-from .progress import Report, complain
+from .progress import Report
 from .sampler import Reporter, denoiser, model_sampling_of
 
 METHODS = ("tab", "rhoab", "rhork", "ipndm")
@@ -83,8 +83,7 @@ def run(
     nodes = torch.tensor(without_repeats(checked_sigmas(sigmas, law)), dtype=torch.float64)
     watch = Reporter(callback, nodes, disable)
     end = solver(law, sampling)(denoiser(model, extra_args or {}), x, nodes, on_step=watch)
-    for complaint in watch.complaints(end):
-        complain(report, who, complaint)
+    watch.complain(end, report, who)
     return end
 
 

@@ -86,8 +86,7 @@ def sample_flow_map(
     end = FlowMap(law, share_of(method, gamma))(denoise, x, nodes, noise=noise, on_step=watch)
     if not asked.was_read:
         complain(report, WHO, unread(method))
-    for complaint in watch.complaints(end):
-        complain(report, WHO, complaint)
+    watch.complain(end, report, WHO)
     return end
 
 

@@ -44,6 +44,11 @@ class Reporter:
         if self.callback:
             self.callback({"i": step, "denoised": denoised, "x": x, "sigma": sigma, "sigma_hat": sigma})
 
+    def complain(self, end: Tensor, report, who: str) -> None:
+        """Says what there is to complain of, on the node of who samples."""
+        for complaint in self.complaints(end):
+            complain(report, who, complaint)
+
     def complaints(self, end: Tensor) -> list[str]:
         """One sentence where the picture holds NaN or infinity: since when, and in which items of the batch."""
         ended = (~end.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()

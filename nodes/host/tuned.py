@@ -111,8 +111,7 @@ def sample_tuned(
         complain(report, "Tuned Sampler", f"{len(nodes) - 1} steps without a table: {told}. Nothing measured is used.")
         own = recipe_between(law, nodes[0], nodes[-1], len(nodes) - 1, shift_of(sampling, law))
         end = own.solver(law)(lambda x, sigma: ask(x, sigma)[:, 0], x, nodes, on_step=watch)
-    for complaint in watch.complaints(end):
-        complain(report, "Tuned Sampler", complaint)
+    watch.complain(end, report, "Tuned Sampler")
     return end
 
 

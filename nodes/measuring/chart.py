@@ -15,7 +15,7 @@ from ...schedulers.optimal_steps.schedules import Schedules
 
 SHOWN = 8
 WITHOUT = "\n(For a chart here, install matplotlib.)"
-BLUE, GREY, DARK = "#4c9be8", "#8a8a8a", "#202020"
+BLUE, ORANGE, GREY, DARK = "#4c9be8", "#e0a458", "#8a8a8a", "#202020"
 
 
 def chart(schedules: Schedules) -> tuple[Tensor | None, str]:
@@ -51,6 +51,11 @@ def pixels_of(figure: Any) -> Tensor:
     figure.savefig(drawn, format="png")
     pixels = np.asarray(Image.open(drawn).convert("RGB"), dtype=np.float32) / 255
     return torch.from_numpy(pixels)[None]
+
+
+def name_curves(axes) -> None:
+    """A legend of the labels."""
+    axes.legend(fontsize=8, facecolor=DARK, labelcolor="white", edgecolor=GREY)
 
 
 def draw_sigmas(axes, schedules: Schedules) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ...schedulers.inspection import Looked, log_snr
-from .chart import BLUE, DARK, GREY, WITHOUT, figure_and_axes, pixels_of
+from .chart import BLUE, GREY, ORANGE, WITHOUT, figure_and_axes, name_curves, pixels_of
 
-COLORS = (BLUE, "#e0a458", "#5fb37a", "#c678b8")
+COLORS = (BLUE, ORANGE, "#5fb37a", "#c678b8")
 
 
 def schedule_chart(looked: Mapping[str, Looked]) -> tuple[Tensor | None, str]:
@@ -54,4 +54,4 @@ def dress(left, right, looked: Looked, several: bool) -> None:
         low, high = right.get_ylim()
         right.axhspan(max(min(snr), low), min(max(snr), high), color=BLUE, alpha=0.08)
     if several:
-        left.legend(fontsize=8, facecolor=DARK, labelcolor="white", edgecolor=GREY)
+        name_curves(left)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...schedulers.tuning.tuning import NAMES, TUNED, UNMEASURED, Tuning
-from .chart import BLUE, DARK, GREY, WITHOUT, figure_and_axes, pixels_of
+from .chart import BLUE, GREY, ORANGE, WITHOUT, figure_and_axes, name_curves, pixels_of
 
-COLORS = {TUNED: BLUE, UNMEASURED: "#e0a458"}
+COLORS = {TUNED: BLUE, UNMEASURED: ORANGE}
 
 
 def tuning_chart(tuning: Tuning) -> tuple[Tensor | None, str]:
@@ -23,5 +23,5 @@ def tuning_chart(tuning: Tuning) -> tuple[Tensor | None, str]:
     axes.set_yscale("log")
     axes.set_xlabel("model calls", fontsize=8)
     axes.set_title(f"error on seeds it did not see, {tuning.facts['effort']}", fontsize=10)
-    axes.legend(fontsize=8, facecolor=DARK, labelcolor="white", edgecolor=GREY)
+    name_curves(axes)
     return pixels_of(figure), ""
