@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .boost import FewStepBoost
 from .compare import FewStepCompare, FewStepEntry
+from .constraint import FewStepManifoldConstraint
 from .deis import FewStepDEIS
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
@@ -23,6 +24,7 @@ from .guidance import FewStepMeasureSpread, FewStepProbabilisticGuidance
 from .heavy_tail import FewStepHeavyTailNoise
 from .host.replacements import register_replacements
 from .inspection import FewStepInspectSchedule
+from .light_bridge import FewStepLightBridge
 from .optimal_steps import FewStepLoadSchedule, FewStepSearchSchedule
 from .prompts import FewStepPromptList
 from .restart import (
@@ -75,5 +77,7 @@ class FewStepExtension(ComfyExtension):
             FewStepTrigFlow,
             FewStepTrigFlowSchedule,
             FewStepFlowMapSampler,
+            FewStepManifoldConstraint,
             FewStepHeavyTailNoise,
+            FewStepLightBridge,
         ]

@@ -39,7 +39,7 @@ class InParts:
 
     def hear(self, args: dict[str, Any]) -> Tensor:
         if args.get("uncond") is not None and torch.is_tensor(args.get("uncond_denoised")):
-            self.pushes.append(args["denoised"] - args["uncond_denoised"])
+            self.pushes.append((args["denoised"] - args["uncond_denoised"]).detach())  # others may take gradients
         return args["denoised"]
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:

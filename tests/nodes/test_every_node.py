@@ -48,10 +48,12 @@ QUICK = [
     "FewStepGMFlowSampler",
     "FewStepHeavyTailNoise",
     "FewStepInspectSchedule",
+    "FewStepLightBridge",
     "FewStepLoadGMFlow",
     "FewStepLoadSchedule",
     "FewStepLoadStatistics",
     "FewStepLoadTuning",
+    "FewStepManifoldConstraint",
     "FewStepPiFlowSampler",
     "FewStepProbabilisticGuidance",
     "FewStepPromptList",
@@ -73,6 +75,7 @@ SMALL = {
     "reference_steps": (20, 30),
     "trajectories": (2, 3),
     "polish": (0, 1),
+    "components": (1, 3),
 }
 AFFORDABLE = {"effort": ("quick",)}  # of a combo's options
 SELDOM_MISSING = ("model", "positive", "negative", "latent_image")  # optional, because a guider may stand for most
@@ -202,6 +205,9 @@ def sockets() -> dict[str, st.SearchStrategy]:
         "GUIDER": guiders(),
         "FEWSTEP_PROMPTS": st.sampled_from([(), (demo("eps")[1:],), (demo("eps")[1:], (demo("eps")[2], []))]),
         "SIGMAS": schedules(),
+        "MASK": st.sampled_from(
+            [torch.zeros(1, 16, 16), torch.eye(8)[None], torch.ones(3, 5, 7), torch.zeros(0, 4, 4)]
+        ),
         "VAE": vaes(),
         "FEWSTEP_ENTRY": entries(),
         "COMFY_AUTOGROW_V3": st.lists(entries(), max_size=2).map(lambda those: dict(enumerate_named(those))),

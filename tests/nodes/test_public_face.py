@@ -130,7 +130,13 @@ CONTRACT = {
     "FewStepTrigFlow": (["model", "sigma_data"], [], ["MODEL"]),
     "FewStepTrigFlowSchedule": (["model", "steps", "times"], ["own_times"], ["SIGMAS"]),
     "FewStepFlowMapSampler": (["method", "gamma"], [], ["SAMPLER"]),
+    "FewStepManifoldConstraint": (
+        ["model", "measurement", "operator", "scale", "project"],
+        ["mask", "blur_radius", "gradient", "iterations"],
+        ["MODEL"],
+    ),
     "FewStepHeavyTailNoise": (["noise_seed", "dimension"], [], ["NOISE"]),
+    "FewStepLightBridge": (["source", "target", "components", "noise", "seed"], [], ["LATENT"]),
     "FewStepTwoExperts": (
         ["model_high", "model_low", "positive", "negative", "cfg_high", "cfg_low", "boundary"],
         [],
@@ -166,6 +172,8 @@ RARE = {
     "FewStepTrigFlow": {"sigma_data"},
     "FewStepTrigFlowSchedule": {"own_times"},
     "FewStepFlowMapSampler": {"gamma"},
+    "FewStepManifoldConstraint": {"blur_radius", "gradient", "iterations"},
+    "FewStepLightBridge": {"components"},
     "FewStepRestartKSampler": {"restart_scheduler"},
     "FewStepRestartKSamplerAdvanced": {
         *{"add_noise", "start_at_step", "end_at_step", "return_with_leftover_noise", "restart_scheduler"}
@@ -212,6 +220,9 @@ SOUGHT = {
     "rcm": "FewStepTrigFlowSchedule",
     "meanflow": "FewStepFlowMapSampler",
     "pfgm": "FewStepHeavyTailNoise",
+    "mcg": "FewStepManifoldConstraint",
+    "colorize": "FewStepManifoldConstraint",
+    "color transfer": "FewStepLightBridge",
 }
 
 

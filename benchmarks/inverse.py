@@ -1,0 +1,211 @@
+"""What is known of a picture, and draws of the rest, against the exact posterior of a mixture.
+
+    python3 run.py python benchmarks/inverse.py [--problems 6] [--draws 16] [--out FILE.json]
+
+A problem is a true draw of the mixture of which something is known: all but a square of 8 x 8 in 16 x 16 (inpaint), the
+means of 2 x 2 or 4 x 4 (downsample), one sum of the four channels (grey). Every way makes some draws; judged are the
+squared distance of their mean from the exact posterior's, without what so few draws alone would have, and their
+variance over the exact one. Unguided, because there the exact posterior is known.
+
+host: its own inpainting (Set Latent Noise Mask). project: what is known is put into the prediction, no gradient.
+differences, model: Manifold Constraint, by a second call nearby (its default), and through the model. paper: MCG as
+published, an ancestral step, a move of the state by a / |e|, and the known part of the state noised anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+
+import torch
+from support.host import start_host
+from torch import Tensor
+from tqdm import tqdm
+
+logging.basicConfig(level=logging.ERROR)
+start_host()
+import comfy.sample  # noqa: E402
+import comfy.samplers  # noqa: E402
+from fewstep.nodes.host.constraint import Held, Known  # noqa: E402
+from fewstep.samplers.constraint import Grey, Identity, Measurement, Operator, Pooled  # noqa: E402
+from fewstep.samplers.noise_law import VARIANCE_EXPLODING  # noqa: E402
+from support.host_mixture import label_conditioning, mixture_model  # noqa: E402
+from support.inverse import Posterior, judged, matrix_of, posterior  # noqa: E402
+from support.mixture import GuidedMixture, picture_like  # noqa: E402
+
+RESULTS = Path(__file__).with_name("results")
+MIXTURE = picture_like()
+SHAPE = torch.Size(MIXTURE.spectrum.shape)
+STEPS = (8, 20)
+CASES = (("eps", "euler", "karras"), ("eps", "euler_ancestral", "karras"), ("flow", "euler", "simple"))
+OPERATORS: dict[str, Operator] = {
+    "inpaint": Identity(),
+    "downsample 2": Pooled(2),
+    "downsample 4": Pooled(4),
+    "grey": Grey((0.5, 0.5, 0.5, 0.5)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Problems:
+    """Several of one kind, each so many times in a row. unknown: (B, 1, H, W), or None."""
+
+    operator: Operator
+    y: Tensor
+    unknown: Tensor | None
+    draws: int
+    truths: list[Posterior]
+
+    @property
+    def known(self) -> Known:
+        return Known(self.operator, self.y, self.unknown)
+
+    def score(self, ends: Tensor) -> dict[str, float]:
+        each = [judged(one, truth) for one, truth in zip(ends.split(self.draws), self.truths, strict=True)]
+        missed = self.known.on(ends.float()).missed(ends.float()).square().mean()
+        found = {name: sum(getattr(one, name) for one in each) / len(each) for name in ("bias", "variance")}
+        return found | {"missed": float(missed)}
+
+
+def holes(count: int) -> Tensor:
+    """A square of half the height and width somewhere, (count, 1, H, W)."""
+    generator = torch.Generator().manual_seed(0)
+    made, (rows, columns) = torch.zeros(count, 1, *SHAPE[1:], dtype=torch.float64), (SHAPE[1] // 2, SHAPE[2] // 2)
+    for one in made[:, 0]:
+        top, left = (int(torch.randint(size + 1, (), generator=generator)) for size in (rows, columns))
+        one[top : top + rows, left : left + columns] = 1
+    return made
+
+
+def problems(name: str, count: int, draws: int) -> Problems:
+    operator, x = OPERATORS[name], MIXTURE.sample(count, 11)
+    unknown = holes(count) if name == "inpaint" else None
+    known = torch.ones(count, 1, 1, 1).double() if unknown is None else 1 - unknown
+    truths = [
+        posterior(MIXTURE, matrix_of(lambda v, one=one: operator.measure(v) * one, SHAPE), true)
+        for one, true in zip(known, x, strict=True)
+    ]
+    repeated = None if unknown is None else unknown.repeat_interleave(draws, 0)
+    return Problems(operator, x.repeat_interleave(draws, 0).float(), repeated, draws, truths)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A kind of model, a sampler and its sigmas."""
+
+    kind: str
+    sampler: str
+    scheduler: str
+    steps: int
+
+    def draw(self, of: Problems, held: Held | None, host_mask: bool = False) -> Tensor:
+        from comfy.patcher_extension import WrappersMP
+
+        patcher = mixture_model(MIXTURE, self.kind, 3.0 if self.kind == "flow" else 1.0)
+        if held:
+            patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "inverse", held)
+        noise = torch.randn(of.y.shape, generator=torch.Generator().manual_seed(1))
+        sigmas = comfy.samplers.calculate_sigmas(patcher.model.model_sampling, self.scheduler, self.steps)
+        latent, mask = (of.y, of.unknown) if host_mask else (torch.zeros_like(of.y), None)
+        conditioning = [label_conditioning([-1] * len(of.y))] * 2
+        sampler = comfy.samplers.sampler_object(self.sampler)
+        return comfy.sample.sample_custom(
+            patcher, noise, 1.0, sampler, sigmas, *conditioning, latent, mask, disable_pbar=True, seed=2
+        )
+
+    def sigmas(self) -> list[float]:
+        sampling = mixture_model(MIXTURE, self.kind).model.model_sampling
+        return comfy.samplers.calculate_sigmas(sampling, self.scheduler, self.steps).tolist()
+
+
+def paper(of: Problems, sigmas: list[float], scale: float) -> Tensor:
+    """Algorithm 1 with DDPM's steps, on x = x0 + sigma e; its x is that times alpha = 1 / sqrt(1 + sigma^2)."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda: torch.randn(of.y.shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    denoise, x = GuidedMixture(MIXTURE, VARIANCE_EXPLODING), draw() * sigmas[0]
+    measurement: Measurement = of.known.on(x)
+    for sigma, to in pairwise(sigmas):
+        with torch.enable_grad():
+            x.requires_grad_()
+            denoised = denoise(x, sigma)
+            missed = measurement.missed(denoised)
+            (slope,) = torch.autograd.grad(missed.flatten(1).norm(dim=1).sum(), x)
+        x, denoised = x.detach(), denoised.detach()
+        down = to**2 / sigma
+        x = denoised + down / sigma * (x - denoised) + math.sqrt(to**2 - down**2) * draw()
+        x = x - scale * slope * math.sqrt(1 + sigma**2) * math.sqrt(1 + to**2)
+        noised = Measurement(of.operator, measurement.y + to * of.operator.measure(draw()), measurement.weight)
+        x = noised.kept(x)
+    return x
+
+
+def ways(case: Case) -> dict[str, Callable[[Problems], Tensor]]:
+    made: dict[str, Callable[[Problems], Tensor]] = {
+        "host": lambda of: case.draw(of, None, host_mask=True),
+        "project": lambda of: case.draw(of, Held(of.known, 0.0, True)),
+        "differences": lambda of: case.draw(of, Held(of.known, 1.0, True)),
+        "differences, scale 0.5": lambda of: case.draw(of, Held(of.known, 0.5, True)),
+        "differences, no project": lambda of: case.draw(of, Held(of.known, 1.0, False)),
+        "differences, 3 iterations": lambda of: case.draw(of, Held(of.known, 1.0, True, iterations=3)),
+        "model": lambda of: case.draw(of, Held(of.known, 1.0, True, "model")),
+        "model, 3 iterations": lambda of: case.draw(of, Held(of.known, 1.0, True, "model", 3)),
+    }
+    if case.sampler == "euler_ancestral":
+        made |= {f"paper, a {scale:g}": lambda of, a=scale: paper(of, case.sigmas(), a) for scale in (1.0, 3.0)}
+    return made
+
+
+def rows(name: str, case: Case, of: Problems) -> list[dict]:
+    found = []
+    for way, draw in ways(case).items():
+        if way == "host" and of.unknown is None:
+            continue
+        began = time.process_time()
+        figures = of.score(draw(of))
+        cell = {"problem": name, "model": case.kind, "sampler": case.sampler, "steps": case.steps, "way": way}
+        found.append(cell | figures | {"seconds": round(time.process_time() - began, 2)})
+    return found
+
+
+def table(found: list[dict]) -> str:
+    """A line a way, a column a model, sampler and number of steps: squared bias, and the variance over the truth's."""
+    lines = []
+    for problem in dict.fromkeys(row["problem"] for row in found):
+        cells: dict[str, dict[str, dict]] = {}
+        for row in found:
+            if row["problem"] == problem:
+                head = f"{row['model']}, {row['sampler']}, {row['steps']}"
+                cells.setdefault(row["way"], {})[head] = row
+        heads = list(dict.fromkeys(head for of_way in cells.values() for head in of_way))
+        lines += ["", f"| {problem} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+        for way, of_way in cells.items():
+            shown = [f"{of_way[h]['bias']:.4f} ({of_way[h]['variance']:.2f})" if h in of_way else "" for h in heads]
+            lines.append(f"| {way} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problems", type=int, default=6)
+    parser.add_argument("--draws", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=RESULTS / "inverse.json", help="all figures, as JSON")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    found: list[dict] = []
+    made = {name: problems(name, args.problems, args.draws) for name in OPERATORS}
+    for (name, of), (case, steps) in tqdm([*product(made.items(), product(CASES, STEPS))], mininterval=5):
+        found += rows(name, Case(*case, steps), of)
+        args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
