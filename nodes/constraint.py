@@ -47,7 +47,7 @@ class FewStepManifoldConstraint(io.ComfyNode):
                 io.Boolean.Input(
                     "project",
                     default=True,
-                    tooltip="Whether what is known is put in exactly. Off: it only pulls.",
+                    tooltip="Whether what is known is put in exactly. Off: it only pulls, as far as scale says.",
                 ),
                 io.Mask.Input(
                     "mask",

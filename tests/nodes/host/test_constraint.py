@@ -101,12 +101,12 @@ def test_what_is_known_is_in_the_picture(kind, gradient, sampler):
 
 @pytest.mark.parametrize("sampler", ["heun", "uni_pc", "dpmpp_sde"])
 def test_samplers_of_several_calls_a_step_and_with_noise_of_their_own(sampler):
-    assert missed(drawn(sampler=sampler)) < 1e-3
+    assert missed(drawn(sampler=sampler)) < 0.01 < missed(sample(hosts(sampler)))
 
 
 def test_without_project_it_only_pulls():
-    free, pulled = missed(sample(hosts("euler"))), missed(drawn(project=False, iterations=3))
-    assert 1e-3 < pulled < 0.3 * free
+    free, pulled = missed(sample(hosts("euler"))), missed(drawn(project=False, scale=0.5))
+    assert 1e-3 < pulled < 0.5 * free
 
 
 @pytest.mark.parametrize("operator", ["downsample 2", "downsample 4", "downsample 8"])
@@ -126,8 +126,9 @@ def test_a_blurred_picture_comes_back_sharp():
 
     blurred = Blurred(0.8).measure(PICTURES)
     sharp = drawn("blur", measurement={"samples": blurred}, blur_radius=0.8)
-    near, before = ((one - PICTURES).square().mean() for one in (sharp, blurred))
-    assert near < 0.5 * before and missed(sharp, Blurred(0.8), torch.zeros(())) < 0.2
+    rough, before, true = (one.diff(dim=-1).square().mean() for one in (sharp, blurred, PICTURES))
+    assert 1.8 * before < rough < 1.2 * true
+    assert missed(sharp, Blurred(0.8), torch.zeros(())) < 0.2
 
 
 def test_the_mask_of_the_measurement_serves_where_none_is_connected():
@@ -140,7 +141,9 @@ def test_the_mask_of_the_measurement_serves_where_none_is_connected():
 
 def test_a_mask_of_the_pictures_size_is_fitted_to_the_latent():
     large = torch.nn.functional.interpolate(mask()[None], scale_factor=8)[0]
-    torch.testing.assert_close(drawn(unknown=large), drawn(), rtol=0, atol=0.2)
+    around = torch.nn.functional.max_pool2d(mask(), 3, 1, 1)  # where the edge is blended
+    assert missed(drawn(unknown=large), unknown=around) < 1e-4 < 0.1 < missed(sample(hosts("euler")), unknown=around)
+    assert missed(drawn(unknown=large)) > 1e-3
 
 
 @pytest.mark.parametrize("gradient", ["differences", "model"])
