@@ -48,7 +48,7 @@ class Known:
             y = y.unsqueeze(2)  # a picture is a video of one frame
         measured = tuple(self.operator.measure(x).shape[1:]) if self.divides(x) else ()
         if tuple(y.shape[1:]) == tuple(x.shape[1:]):
-            y = self.operator.measure(y)
+            y = y if isinstance(self.operator, Blurred) else self.operator.measure(y)  # a blurred picture is measured
         elif tuple(y.shape[1:]) != measured:
             raise ValueError(self.misfit(x, measured))
         return Measurement(self.operator, repeated(y, len(x)), repeated(self.weight(y), len(x)))

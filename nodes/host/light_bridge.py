@@ -86,9 +86,13 @@ def with_code(latents: Tensor, code: Tensor) -> Tensor:
 
 
 def scale_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every number of the code: its middle and its deviation over both sets, the unit in which noise is meant."""
+    """Of every number of the code: its middle, and its deviation within a set, the unit in which noise is meant.
+
+    Of sets of one picture, or of pictures all alike, there is none: a tenth of how far the sets are apart.
+    """
     both = torch.cat([x, y])
-    return both.mean(0), both.std(0, correction=0).clamp(min=FLAT)
+    within = (x.var(0, correction=0) + y.var(0, correction=0)) / 2
+    return both.mean(0), torch.maximum(within, both.var(0, correction=0) / 100).sqrt().clamp(min=FLAT)
 
 
 def draws_for(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -137,7 +137,7 @@ def test_a_bridge_gives_the_looks_of_another_set_and_says_how_near(server):
 
 def test_a_fit_is_cancelled(server):
     def stop(value: int, total: int) -> None:
-        if total == 1500:
+        if total == 800:
             server.cancel()
 
     with pytest.raises(Cancelled):

@@ -58,7 +58,7 @@ def test_a_picture_has_its_own_chance_and_a_seed_another():
     uniform, normal = draws_for(source, 5)
     alone = draws_for(source[2:3], 5)
     assert alone[0][0] == uniform[2] and torch.equal(alone[1][0], normal[2])
-    one, same, other = (moved(source, target, seed=seed)[0]["samples"] for seed in (5, 5, 6))
+    one, same, other = (moved(source, target, 1, seed=seed)[0]["samples"] for seed in (5, 5, 6))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
