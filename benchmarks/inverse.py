@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -34,6 +35,7 @@ logging.basicConfig(level=logging.ERROR)
 start_host()
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
+from comfy.patcher_extension import WrappersMP  # noqa: E402
 from fewstep.nodes.host.constraint import Held, Known  # noqa: E402
 from fewstep.samplers.constraint import Grey, Identity, Measurement, Operator, Pooled  # noqa: E402
 from fewstep.samplers.noise_law import VARIANCE_EXPLODING  # noqa: E402
@@ -85,12 +87,16 @@ def holes(count: int) -> Tensor:
     return made
 
 
+def measured(operator: Operator, known: Tensor, x: Tensor) -> Tensor:
+    return operator.measure(x) * known
+
+
 def problems(name: str, count: int, draws: int) -> Problems:
     operator, x = OPERATORS[name], MIXTURE.sample(count, 11)
     unknown = holes(count) if name == "inpaint" else None
     known = torch.ones(count, 1, 1, 1).double() if unknown is None else 1 - unknown
     truths = [
-        posterior(MIXTURE, matrix_of(lambda v, one=one: operator.measure(v) * one, SHAPE), true)
+        posterior(MIXTURE, matrix_of(partial(measured, operator, one), SHAPE), true)
         for one, true in zip(known, x, strict=True)
     ]
     repeated = None if unknown is None else unknown.repeat_interleave(draws, 0)
@@ -107,8 +113,6 @@ class Case:
     steps: int
 
     def draw(self, of: Problems, held: Held | None, host_mask: bool = False) -> Tensor:
-        from comfy.patcher_extension import WrappersMP
-
         patcher = mixture_model(MIXTURE, self.kind, 3.0 if self.kind == "flow" else 1.0)
         if held:
             patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "inverse", held)
@@ -129,7 +133,10 @@ class Case:
 def paper(of: Problems, sigmas: list[float], scale: float) -> Tensor:
     """Algorithm 1 with DDPM's steps, on x = x0 + sigma e; its x is that times alpha = 1 / sqrt(1 + sigma^2)."""
     generator = torch.Generator().manual_seed(1)
-    draw = lambda: torch.randn(of.y.shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw() -> Tensor:
+        return torch.randn(of.y.shape, generator=generator, dtype=torch.float64)
+
     denoise, x = GuidedMixture(MIXTURE, VARIANCE_EXPLODING), draw() * sigmas[0]
     measurement: Measurement = of.known.on(x)
     for sigma, to in pairwise(sigmas):
@@ -159,7 +166,7 @@ def ways(case: Case) -> dict[str, Callable[[Problems], Tensor]]:
         "model, 3 iterations": lambda of: case.draw(of, Held(of.known, 1.0, True, "model", 3)),
     }
     if case.sampler == "euler_ancestral":
-        made |= {f"paper, a {scale:g}": lambda of, a=scale: paper(of, case.sigmas(), a) for scale in (1.0, 3.0)}
+        made |= {f"paper, a {a:g}": partial(paper, sigmas=case.sigmas(), scale=a) for a in (1.0, 3.0)}
     return made
 
 
@@ -201,8 +208,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     found: list[dict] = []
     made = {name: problems(name, args.problems, args.draws) for name in OPERATORS}
-    for (name, of), (case, steps) in tqdm([*product(made.items(), product(CASES, STEPS))], mininterval=5):
-        found += rows(name, Case(*case, steps), of)
+    cases = [Case(*names, steps) for names, steps in product(CASES, STEPS)]
+    for (name, of), case in tqdm([*product(made.items(), cases)], mininterval=5):
+        found += rows(name, case, of)
         args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(table(found))
 

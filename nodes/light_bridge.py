@@ -38,7 +38,7 @@ class FewStepLightBridge(io.ComfyNode):
                     max=MOST_NOISE,
                     step=0.01,
                     round=0.0001,
-                    tooltip="How freely a picture finds its colours, 0.001 to 100. Low: the nearest to its own. 1 and "
+                    tooltip="How freely a picture finds its colours, 0.01 to 100. Low: the nearest to its own. 1 and "
                     "above: any of the target's, by chance.",
                 ),
                 inputs.fixed_seed("Of the chance in it."),

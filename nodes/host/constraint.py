@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...samplers.choices import check_choice
-from ...samplers.constraint import Blurred, Grey, Identity, Measurement, Operator, Pooled, fitted, over
+from ...samplers.constraint import Blurred, Grey, Identity, Measurement, Operator, Pooled, Response, dot, fitted, over
 from ...samplers.facts import is_number, is_whole
 from .caches import caches_on
 from .gradients import REFUSALS, Kept, through
@@ -27,6 +28,7 @@ OPERATORS = ("inpaint", *FACTORS, "grey", "blur")
 GRADIENTS = ("differences", "auto", "model")
 MOST_SCALE, MOST_RADIUS, MOST_ITERATIONS = 10.0, 64.0, 8
 PROBE = 0.3  # of the noise's deviation. On mixtures better than 0.1, 1 and the derivative itself: benchmarks/README.md
+SMALL_PROBE, UNLIKE, SLACK = 0.01, 0.67, 0.25  # of the check of a gradient, which only a wrong one is to fail
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as pictures are made grey
 
 
@@ -123,6 +125,44 @@ class Held:
         return self.last[key]
 
 
+@dataclass(frozen=True, eq=False)
+class Nearby:
+    """The model around x: `ask` at its sigma, `timestep`."""
+
+    ask: Callable[[Tensor], Tensor]
+    x: Tensor
+    timestep: Tensor
+
+    @torch.no_grad()
+    def change(self, answer: Tensor, v: Tensor, probe: float = PROBE) -> Tensor:
+        """(D(x + h v) - D(x)) / h, h v being `probe` of the noise's deviation; 0 where v is 0."""
+        strength, sigma = v.float().square().flatten(1).mean(1).sqrt(), self.timestep.float().reshape(-1)
+        size = over(torch.where(strength > 0, probe * sigma / strength, 0.0), self.x)
+        return torch.where(size > 0, (self.ask(self.x.detach() + size * v) - answer) / size, 0.0)
+
+    def has_slope(self, answer: Tensor, v: Tensor, response: Tensor) -> bool:
+        """Whether a gradient J^T v is at all like how the answer changes: fused kernels may hide theirs from torch."""
+        told, seen = (float(dot(v, of).sum()) for of in (response, self.change(answer, v, SMALL_PROBE)))
+        return abs(told - seen) <= UNLIKE * max(abs(told), abs(seen)) + SLACK * float(dot(v, v).sum())
+
+
+@dataclass(eq=False)
+class Asked:
+    """The work inside a gradient, which notes the first v and J^T v."""
+
+    measurement: Measurement
+    iterations: int
+    first: tuple[Tensor, ...] = ()
+
+    def move(self, denoised: Tensor, respond: Response) -> Tensor:
+        def noted(v: Tensor) -> Tensor:
+            response = respond(v)
+            self.first = self.first or (v.detach(), response.detach())
+            return response
+
+        return self.measurement.move(denoised, noted, self.iterations)
+
+
 class Slope:
     """How the model's response is had: by its gradient, or by asking it once more nearby. name: which of the two."""
 
@@ -133,14 +173,17 @@ class Slope:
 
     def __call__(self, ask, x: Tensor, timestep: Tensor, measurement: Measurement, guider) -> tuple[Tensor, Tensor]:
         """The prediction, and where to move it. Raises ValueError where a gradient was asked for that is none."""
-        found = self.by_gradient(ask, x, measurement, guider) if self.name == "model" else None
-        return found or self.by_differences(ask, x, timestep, measurement)
+        nearby = Nearby(ask, x, timestep)
+        found = self.by_gradient(nearby, measurement, guider) if self.name == "model" else None
+        return found or self.by_differences(nearby, measurement)
 
-    def by_gradient(self, ask, x: Tensor, measurement: Measurement, guider) -> tuple[Tensor, Tensor] | None:
+    def by_gradient(self, nearby: Nearby, measurement: Measurement, guider) -> tuple[Tensor, Tensor] | None:
         """None where the model, or the memory, has none: from then on differences are taken."""
-        kept = None if self.works else Kept(guider.inner_model)
+        kept, asked = None if self.works else Kept(guider.inner_model), Asked(measurement, self.iterations)
         try:
-            found = through(ask, x, lambda d, respond: measurement.move(d, respond, self.iterations), kept)
+            found = through(nearby.ask, nearby.x, asked.move, kept)
+            if kept and not nearby.has_slope(found[0].detach(), *asked.first):
+                raise RuntimeError("some of its operations hide their gradient")
         except REFUSALS as error:
             refusal = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
         else:
@@ -155,18 +198,12 @@ class Slope:
         complain(self.report, WHO, f"The model gave no gradient ({refusal}), so differences are taken.")
         return None
 
-    def by_differences(self, ask, x: Tensor, timestep: Tensor, measurement: Measurement) -> tuple[Tensor, Tensor]:
+    def by_differences(self, nearby: Nearby, measurement: Measurement) -> tuple[Tensor, Tensor]:
         """J is symmetric, so J v, the change of the answer along v, is J^T v."""
-        denoised = ask(x)
-        value, sigma = denoised.detach(), timestep.detach().float().reshape(-1)
-
-        def respond(v: Tensor) -> Tensor:
-            strength = v.float().square().flatten(1).mean(1).sqrt()
-            size = over(torch.where(strength > 0, PROBE * sigma / strength, 0.0), x)
-            return torch.where(size > 0, (ask(x.detach() + size * v) - value) / size, 0.0)
-
+        denoised = nearby.ask(nearby.x)
         with torch.no_grad():
-            return denoised, measurement.move(value, respond, self.iterations)
+            moved = measurement.move(denoised.detach(), lambda v: nearby.change(denoised.detach(), v), self.iterations)
+        return denoised, moved
 
     def says_what_it_took(self, kept: Kept | None) -> None:
         """After the first call."""

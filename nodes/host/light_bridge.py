@@ -24,7 +24,7 @@ from .progress import Report, show_text
 from .streams import is_nested
 
 BRIDGE = 0xB21D  # keeps these draws apart from those of samplers
-MOST_COMPONENTS, LEAST_NOISE, MOST_NOISE, MOST_SEED = 64, 0.001, 100.0, 0xFFFFFFFFFFFFFFFF
+MOST_COMPONENTS, LEAST_NOISE, MOST_NOISE, MOST_SEED = 64, 0.01, 100.0, 0xFFFFFFFFFFFFFFFF
 FLAT = 1e-6  # least standard deviation of a channel, of a picture of one colour
 
 

@@ -36,8 +36,8 @@ def test_what_is_in_a_picture_stays():
     """A channel is shifted and stretched, nothing else."""
     source = latents(8, 0.0, 1.0)
     made = moved(source, latents(8, 2.0, 0.4, seed=1))[0]["samples"]
-    flat = [one.flatten(2) - one.flatten(2).mean(2, keepdim=True) for one in (source, made)]
-    alike = torch.nn.functional.cosine_similarity(*flat, dim=2)
+    before, after = (one.flatten(2) - one.flatten(2).mean(2, keepdim=True) for one in (source, made))
+    alike = torch.nn.functional.cosine_similarity(before, after, dim=2)
     torch.testing.assert_close(alike, torch.ones_like(alike))
 
 
