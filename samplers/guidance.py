@@ -29,17 +29,19 @@ LARGEST = 1e30  # beyond it is infinity in float32, and infinity times tanh(0) i
 
 @dataclass(frozen=True)
 class ProbabilisticGuidance:
-    """D_c + bias. Raises ValueError for a strength or a share that is not allowed.
+    """D_c + bias. Raises ValueError for a strength, a share or a cfg that is not allowed.
 
     mode: "cap", bias = d min(cfg - 1, R / rms(d)): the person's cfg, limited. "soft", bias = d (R / rms(d))
     tanh((cfg - 1) rms(d) / R): the same without a corner. "fixed", bias = d R / rms(d): the paper's, where cfg only
     turns it on.
     At cfg 1, and where both predictions agree, it is exactly D_c.
+    Differs: where it is `early`, at least the bias of plain cfg at `prompt_cfg` is added, the part along D_c with it.
     """
 
     strength: float = 0.5
     mode: str = "cap"
     orthogonal: float = 1.0
+    prompt_cfg: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, MODES)
@@ -50,16 +52,34 @@ class ProbabilisticGuidance:
             )
         if not 0 <= self.orthogonal <= 1:
             raise ValueError(f"The orthogonal share is {self.orthogonal:g}; it must be from 0 to 1.")
+        if not 1 <= self.prompt_cfg < math.inf:
+            raise ValueError(
+                f"prompt_cfg is {self.prompt_cfg:g}; it must be 1 or more. 1 is no more than the bound, 3 holds the "
+                "prompt."
+            )
 
-    def __call__(self, conditional: Tensor, unconditional: Tensor, cfg: float, spread: float | Tensor) -> Tensor:
-        """(B, C, ...), in float32 at least. spread: one number, or one an item, (B, 1, ...). Items do not mix."""
+    def __call__(
+        self,
+        conditional: Tensor,
+        unconditional: Tensor,
+        cfg: float,
+        spread: float | Tensor,
+        early: bool | Tensor = False,
+    ) -> Tensor:
+        """(B, C, ...), in float32 at least. spread, early: one, or one an item, (B, 1, ...). Items do not mix."""
         dtype = torch.promote_types(conditional.dtype, torch.float32)
         conditional, unconditional = conditional.to(dtype), unconditional.to(dtype)
         if cfg == 1:
             return conditional
         difference = across(conditional - unconditional, conditional, self.orthogonal)
         size = mean_square(difference).clamp(min=LEAST_SQUARE if self.mode == "fixed" else TINY).sqrt()
-        return conditional + difference * self.scale(size, cfg, self.strength * spread)
+        bounded = self.scale(size, cfg, self.strength * spread)
+        guided = conditional + difference * bounded
+        least = min(self.prompt_cfg, cfg) - 1
+        if early is False or least <= 0:
+            return guided
+        plain = conditional + (conditional - unconditional) * bounded.clamp(min=least)
+        return torch.where(torch.as_tensor(early, device=plain.device), plain, guided)
 
     def scale(self, size: Tensor, cfg: float, reach: float | Tensor) -> Tensor:
         """What d is multiplied with; size: rms(d), (B, 1, ...)."""
@@ -69,3 +89,9 @@ class ProbabilisticGuidance:
         if self.mode == "cap":
             return most.clamp(max=cfg - 1)
         return most * torch.tanh((cfg - 1) / most.clamp(min=TINY))
+
+
+def acting_cfg(guided: Tensor, conditional: Tensor, unconditional: Tensor) -> Tensor:
+    """The cfg that would have added as much, in the mean over the items: 1 + rms(guided - D_c) / rms(D_c - D_u)."""
+    added, apart = mean_square(guided - conditional), mean_square(conditional - unconditional)
+    return 1 + (added / apart.clamp(min=TINY)).sqrt().mean()

@@ -8,8 +8,6 @@ The prior: latents of variance 1 with a spectrum ~ 1 / (1 + f^2) have s^2 = mean
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .facts import guidance_in
+from .noise_law import Number
 from .streams import in_order
 
 KIND = "spread"
@@ -48,22 +47,26 @@ class Spread:
         return s.flip(0).cummax(0).values.flip(0)
 
     @cached_property
-    def curve(self) -> tuple[np.ndarray, np.ndarray, Callable[[float], Any]]:
-        """ln ratio, rising, ln s there, and the monotone cubic through them."""
+    def curve(self) -> tuple[Tensor, Tensor]:
+        """ln ratio at the levels, rising, (N,), and ln s between them: coefficients of monotone cubics, (4, N - 1)."""
         from scipy.interpolate import PchipInterpolator  # a tenth of a second that no start of ComfyUI should cost
 
-        levels, s = self.ratios.flip(0).log().numpy(), self.values.flip(0).clamp(min=1e-12).log().numpy()
-        return levels, s, PchipInterpolator(levels, s)
+        levels, s = self.ratios.flip(0).log().double(), self.values.flip(0).clamp(min=1e-12).log().double()
+        return levels, torch.from_numpy(PchipInterpolator(levels.numpy(), s.numpy()).c)
 
-    def at(self, ratio: float) -> float:
-        """s at any noise-to-signal ratio: monotone cubic of ln s over ln ratio; s ~ ratio below, constant above."""
-        levels, s, between = self.curve
-        place = math.log(ratio) if 0 < ratio < math.inf else (math.inf if ratio > 0 else -math.inf)
-        if place >= levels[-1]:
-            return float(np.exp(s[-1]))
-        if place <= levels[0]:
-            return math.exp(s[0] - levels[0]) * ratio
-        return float(np.exp(between(place)))
+    def at(self, ratio: Number) -> Number:
+        """s at any noise-to-signal ratios: monotone cubics of ln s over ln ratio; s ~ ratio below, constant above.
+
+        Of a tensor on its device, which is not waited for.
+        """
+        if not isinstance(ratio, Tensor):
+            return float(self.at(torch.tensor(ratio, dtype=torch.float64)))
+        levels, cubics = (part.to(ratio) for part in self.curve)
+        place = ratio.log()
+        inside = place.clamp(levels[0], levels[-1])
+        piece = torch.bucketize(inside, levels[1:-1])
+        step, (a, b, c, d) = inside - levels[piece], cubics[:, piece]
+        return (((a * step + b) * step + c) * step + d + (place - levels[0]).clamp(max=0)).exp()
 
     def calibration(self) -> Calibration:
         return Calibration(KIND, {name: getattr(self, name) for name in TENSORS}, self.facts)
@@ -74,7 +77,7 @@ class Spread:
         lines = [f"{facts['images']} images, {facts['levels']} levels, {guidance_in(facts)}, by {facts['estimator']}"]
         lines += [f"at noise-to-signal {r:g}: {self.at(r):.3g}" for r in SHOWN]
         for stream, s in in_order(facts, facts.get("by_stream", {})):
-            shown = np.interp([-math.log(r) for r in SHOWN], (-self.ratios.log()).numpy(), s)
+            shown = np.interp([-np.log(r) for r in SHOWN], (-self.ratios.log()).numpy(), s)
             lines.append(f"{stream}: " + ", ".join(f"{r:g}: {one:.3g}" for r, one in zip(SHOWN, shown, strict=True)))
         return "\n".join([*lines, f"the two halves of the images differ by {facts['check']:.1%}"])
 
@@ -96,11 +99,14 @@ def load_spread(path: Path) -> Spread:
     return Spread(ratios, squares, counts, calibration.facts)
 
 
-def prior(ratio: float, shape: tuple[int, ...]) -> float:
-    """s of latents (..., H, W) that look like pictures, when nothing was measured. It is up to a third too wide."""
-    rows, columns = (torch.arange(n, dtype=torch.float64) for n in shape[-2:])
+def prior(ratio: Number, shape: tuple[int, ...]) -> Number:
+    """s of latents (..., H, W) that look like pictures, when nothing was measured. It is up to a third too wide.
+
+    Of a tensor on its device, which is not waited for.
+    """
+    if not isinstance(ratio, Tensor):
+        return float(prior(torch.tensor(ratio, dtype=torch.float64), shape))
+    rows, columns = (torch.arange(n, dtype=ratio.dtype, device=ratio.device) for n in shape[-2:])
     power = 1 / (1 + rows[:, None] ** 2 + columns**2)
     power = power / power.mean()
-    if ratio == math.inf:
-        return 1.0
-    return float((power * ratio**2 / (power + ratio**2)).mean().sqrt())
+    return (power / (1 + power / ratio[..., None, None] ** 2)).mean((-2, -1)).sqrt()

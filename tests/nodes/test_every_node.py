@@ -21,13 +21,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import LONG
 from support.nodes import executed as executed_in_host
 from support.nodes import of_the_pack
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("host")
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
-LONG = "FEWSTEP_LONG" in os.environ
 MEASURING = (
     "FewStepCompare",
     "FewStepEstimateStatistics",
