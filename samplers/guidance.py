@@ -4,11 +4,14 @@
 |--------|----------------|-------------------------------------------------------------------------------------|
 | D_c    | `conditional`  | the denoised prediction under the prompt, D_u under the negative prompt             |
 | d      | `difference`   | D_c - D_u, less the share `orthogonal` of its part along D_c                         |
-| s      | `spread`       | deviation of x0 given x and the prompt: see spread.py                               |
+| s      | `spread`       | deviation of x0 given x and the prompt, of all or by bands of frequency: spread.py  |
 | w~     | `strength`     | how much of the spread guidance may use                                             |
 
 Classifier-free guidance adds (cfg - 1) d to D_c, however far that leads from where x0 can be; the part along D_c makes
 pictures too strong. Here the root mean square of what is added is bounded by R = w~ s, which falls with the noise.
+
+Early it is decided what the picture shows, and there a model is not as sure as its spread says: it draws a dog for "hot
+dog". So there plain cfg is left up to `prompt_cfg`, and no number is led far out of the range that D_c itself has.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .bands import parted
 from .choices import check_choice
 from .gmflow.guidance import LEAST_SQUARE, across, mean_square
 
 MODES = ("cap", "fixed", "soft")
 TINY = 1e-12
+BEYOND = 0.1  # of the range of D_c; on the bundled model 0 costs likeness, 0.2 clips
 LARGEST = 1e30  # beyond it is infinity in float32, and infinity times tanh(0) is no number
 
 
@@ -66,20 +71,31 @@ class ProbabilisticGuidance:
         spread: float | Tensor,
         early: bool | Tensor = False,
     ) -> Tensor:
-        """(B, C, ...), in float32 at least. spread, early: one, or one an item, (B, 1, ...). Items do not mix."""
+        """(B, C, ...), in float32 at least. Items do not mix.
+
+        spread: one number; or one an item, (B, 1, ...); or of bands of frequency, (bands, B or 1, 1, ...).
+        early: one, or one an item.
+        """
         dtype = torch.promote_types(conditional.dtype, torch.float32)
         conditional, unconditional = conditional.to(dtype), unconditional.to(dtype)
         if cfg == 1:
             return conditional
-        difference = across(conditional - unconditional, conditional, self.orthogonal)
-        size = mean_square(difference).clamp(min=LEAST_SQUARE if self.mode == "fixed" else TINY).sqrt()
-        bounded = self.scale(size, cfg, self.strength * spread)
-        guided = conditional + difference * bounded
+        reach = self.strength * (spread if isinstance(spread, Tensor) else conditional.new_tensor(spread))
+        reach = reach if reach.ndim > conditional.ndim else reach[None]
+        plain = conditional - unconditional
+        parts = parted(across(plain, conditional, self.orthogonal), len(reach))
+        guided = conditional + (parts * self.scale(size_of(parts, plain.ndim - 1, self.least), cfg, reach)).sum(0)
         least = min(self.prompt_cfg, cfg) - 1
         if early is False or least <= 0:
             return guided
-        plain = conditional + (conditional - unconditional) * bounded.clamp(min=least)
-        return torch.where(torch.as_tensor(early, device=plain.device), plain, guided)
+        whole = self.scale(size_of(plain, plain.ndim - 1, self.least), cfg, reach.square().sum(0).sqrt())
+        strong = within_range_of(conditional, conditional + plain * whole.clamp(min=least))
+        return torch.where(early, strong, guided) if isinstance(early, Tensor) else strong
+
+    @property
+    def least(self) -> float:
+        """Of rms(d)^2, which is divided by."""
+        return LEAST_SQUARE if self.mode == "fixed" else TINY
 
     def scale(self, size: Tensor, cfg: float, reach: float | Tensor) -> Tensor:
         """What d is multiplied with; size: rms(d), (B, 1, ...)."""
@@ -89,6 +105,19 @@ class ProbabilisticGuidance:
         if self.mode == "cap":
             return most.clamp(max=cfg - 1)
         return most * torch.tanh((cfg - 1) / most.clamp(min=TINY))
+
+
+def size_of(difference: Tensor, dimensions: int, least: float) -> Tensor:
+    """rms(d) over the last so many axes, which are kept as 1."""
+    return difference.square().mean(tuple(range(-dimensions, 0)), keepdim=True).clamp(min=least).sqrt()
+
+
+def within_range_of(conditional: Tensor, guided: Tensor) -> Tensor:
+    """`guided`, no number of it further out than those of D_c in that channel and item, but for `BEYOND`."""
+    axes = tuple(range(2, conditional.ndim))
+    low, high = conditional.amin(axes, keepdim=True), conditional.amax(axes, keepdim=True)
+    room = BEYOND * (high - low)
+    return guided.clamp(low - room, high + room)
 
 
 def acting_cfg(guided: Tensor, conditional: Tensor, unconditional: Tensor) -> Tensor:

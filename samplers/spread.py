@@ -106,7 +106,7 @@ def prior(ratio: Number, shape: tuple[int, ...]) -> Number:
     """
     if not isinstance(ratio, Tensor):
         return float(prior(torch.tensor(ratio, dtype=torch.float64), shape))
-    rows, columns = (torch.arange(n, dtype=ratio.dtype, device=ratio.device) for n in shape[-2:])
+    rows, columns = (ratio.new_ones(n).cumsum(0) - 1 for n in shape[-2:])
     power = 1 / (1 + rows[:, None] ** 2 + columns**2)
     power = power / power.mean()
     return (power / (1 + power / ratio[..., None, None] ** 2)).mean((-2, -1)).sqrt()

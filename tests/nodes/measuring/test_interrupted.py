@@ -135,7 +135,7 @@ def interruption() -> BaseException:
 
 def places(calls: int) -> list[int]:
     """Calls at which it is stopped: all of them, or a few with the first and the last."""
-    return list(range(1, calls + 1)) if LONG else sorted({1, calls, *range(1, calls, calls // 3)})
+    return list(range(1, calls + 1)) if LONG else [1, calls // 3, 2 * calls // 3, calls]
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
@@ -158,7 +158,8 @@ def test_cancelled_at_any_call_the_next_queue_gives_what_a_fresh_one_gives(name,
 def test_an_error_half_way_keeps_what_was_done(name, folder):
     asked = Asked(name)
     fresh, total = asked.fresh(folder)
-    for error in (RuntimeError("out of memory"), KeyError("a patch"), MemoryError()):
+    errors = [RuntimeError("out of memory"), KeyError("a patch"), MemoryError()]
+    for error in errors if LONG or name != "FewStepTune" else errors[:1]:
         with pytest.raises(type(error)):
             asked.queue(total * 3 // 4, error)
         assert saved(folder) == []
