@@ -28,7 +28,7 @@ from .gmflow.guidance import LEAST_SQUARE, across, mean_square
 
 MODES = ("cap", "fixed", "soft")
 TINY = 1e-12
-BEYOND = 0.1  # of the range of D_c; on the bundled model 0 costs likeness, 0.2 clips
+BEYOND = 0.05  # of the range of D_c; on the bundled model 0 costs likeness, and 0.1 colours
 LARGEST = 1e30  # beyond it is infinity in float32, and infinity times tanh(0) is no number
 
 

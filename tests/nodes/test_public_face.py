@@ -73,12 +73,12 @@ CONTRACT = {
     "FewStepLoadSchedule": (["name", "model", "steps", "denoise"], [], ["SIGMAS"]),
     "FewStepMeasureSpread": (
         ["cfg", "seed", "images", "levels"],
-        [*SOCKETS, "estimator", "save_as", "guider", "prompts"],
+        [*SOCKETS, "estimator", "save_as", "guider", "prompts", "bands"],
         ["FEWSTEP_SPREAD"],
     ),
     "FewStepProbabilisticGuidance": (
         ["model", "strength", "mode", "orthogonal", "start_percent", "end_percent"],
-        ["spread"],
+        ["spread", "prompt_cfg"],
         ["MODEL"],
     ),
     "FewStepLoadGMFlow": (["name"], ["model", "strength"], ["MODEL"]),

@@ -11,16 +11,18 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....samplers.guidance import ProbabilisticGuidance, acting_cfg
+from ....samplers.rivals import BEGINNING, Rival
 from ....samplers.spread import Spread, prior
 from ..identity import differences, identify
 from ..percents import check_numbers, within
 from ..progress import Report
 from .others import POST_CFG, PRE_CFG, Following, ModelsAnswer
-from .told import Places, Run
+from .told import Places, Run, places_of
 
 KEY = "fewstep_guidance"
 REMEDY = "Measure the spread on this model."
-EARLY = 0.1  # of the model's time: where it is decided what the picture shows
+NO_SPREAD = "No spread is connected: that of picture-like latents is taken, which is up to a third too wide."
+EARLY = 0.15  # of the model's time: where it is decided what the picture shows
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class AfterGuidance:
     Raises ValueError for percents outside of [0, 1].
     """
 
-    guidance: ProbabilisticGuidance
+    guidance: ProbabilisticGuidance | Rival
     spread: Spread | None
     start_percent: float
     end_percent: float
@@ -63,21 +65,25 @@ class AfterGuidance:
         conditional = self.seen.under(args["cond"]) if self.seen else None
         conditional = (args["cond_denoised"] if conditional is None else conditional).float()
         as_if_plain = conditional - (denoised.float() - conditional) / (cfg - 1)  # D_u that would have led here
-        places = self.places(args["model"].model_sampling)
-        reach = self.reach(places.law.ratio(sigma), denoised.shape)
-        early = within(places.to_sigma, sigma, 0, EARLY)
-        guided = self.guidance(conditional, as_if_plain, cfg, reach, early).to(denoised.dtype)
-        guided = torch.where(within(places.to_sigma, sigma, self.start_percent, self.end_percent), guided, denoised)
+        to_sigma, law = self.places(args["model"].model_sampling)
+        if isinstance(self.guidance, Rival):
+            beginning = within(to_sigma, sigma, 0, BEGINNING)
+            guided = self.guidance(args["input"].float(), conditional, as_if_plain, cfg, beginning)
+        else:
+            reach = self.reach(law.ratio(sigma), denoised.shape)
+            guided = self.guidance(conditional, as_if_plain, cfg, reach, within(to_sigma, sigma, 0, EARLY))
+        inside = within(to_sigma, sigma, self.start_percent, self.end_percent)
+        guided = torch.where(inside, guided.to(denoised.dtype), denoised)
         if self.run:
             self.run.bounded(cfg, acting_cfg(guided, conditional, as_if_plain))
         return guided
 
     def places(self, sampling) -> Places:
-        return self.run.places_of(sampling) if self.run else Places(sampling)
+        return self.run.places_of(sampling) if self.run else places_of(sampling)
 
     def reach(self, ratio: Tensor, shape: torch.Size) -> Tensor:
-        """s at noise-to-signal ratios, (B, 1, ...)."""
-        return prior(ratio, tuple(shape)) if self.spread is None else self.spread.at(ratio)
+        """s at noise-to-signal ratios, (B, 1, ...), or of bands, (bands, B, 1, ...)."""
+        return prior(ratio, tuple(shape)) if self.spread is None else self.spread.reach(ratio)
 
 
 def around_run(executor, guider, sigmas: Tensor, extra_args: dict[str, Any], *given, **named):
@@ -115,14 +121,14 @@ def around_prediction(
 
 def guided_model(
     model: ModelPatcher,
-    guidance: ProbabilisticGuidance,
+    guidance: ProbabilisticGuidance | Rival,
     start_percent: float,
     end_percent: float,
     spread: Spread | None,
     report: Report | None = None,
 ) -> tuple[ModelPatcher, list[str]]:
     """A clone with the guidance, and what to know of its spread. Raises ValueError for one of another latent."""
-    remarks = ["No spread is connected: that of picture-like latents is taken, which is up to a third too wide."]
+    remarks = [] if isinstance(guidance, Rival) else [NO_SPREAD]
     if spread is not None:
         remarks = [f"The spread was measured {text}." for text in differences(spread.facts, identify(model), REMEDY)]
     guided = model.clone()

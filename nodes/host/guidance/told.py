@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ....samplers.noise_law import NoiseLaw
 from ..noise_law import noise_law
 from ..progress import Report, complain
 
@@ -26,11 +27,15 @@ ZEROED = (
 )
 
 
-class Places:
-    """The noise law of a model sampling, and where parts of its time begin."""
+class Places(NamedTuple):
+    """Where parts of a model's time begin, and its noise law."""
 
-    def __init__(self, sampling):
-        self.law, self.to_sigma = noise_law(sampling), cache(sampling.percent_to_sigma)
+    to_sigma: Callable[[float], float]
+    law: NoiseLaw
+
+
+def places_of(sampling) -> Places:
+    return Places(cache(sampling.percent_to_sigma), noise_law(sampling))
 
 
 class Run:
@@ -48,7 +53,7 @@ class Run:
     def places_of(self, sampling) -> Places:
         """Asked for once: the host may read a place from the device."""
         if id(sampling) not in self.places:
-            self.places[id(sampling)] = Places(sampling)
+            self.places[id(sampling)] = places_of(sampling)
         return self.places[id(sampling)]
 
     def hear(self, args: dict[str, Any]) -> None:
