@@ -174,8 +174,8 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     optional=True,
-                    tooltip="Up to this cfg, yours is left unbounded in the first 15 % of the model's time, where it is "
-                    "decided what the picture shows; 1 to 100. 5 holds the prompt, 1 bounds it from the start.",
+                    tooltip="Up to this cfg, yours is left unbounded in the first 15 % of the model's time, where it "
+                    "is decided what the picture shows; 1 to 100. 5 holds the prompt, 1 bounds it from the start.",
                 ),
             ],
             outputs=[io.Model.Output()],
