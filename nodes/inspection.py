@@ -48,8 +48,8 @@ class FewStepInspectSchedule(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="For measuring where the steps of sigmas err and how curved the path is: a typical prompt. It "
-                    "takes 64 model calls of each latent at 8 steps, 120 at 20. With nothing here and below, none.",
+                    tooltip="For measuring where the steps of sigmas err and how curved the path is: a typical prompt. "
+                    "64 model calls of each latent at 8 steps, 120 at 20. With nothing here and below, none.",
                 ),
                 io.Conditioning.Input(
                     "negative",
