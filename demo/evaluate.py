@@ -128,9 +128,10 @@ def sheet(drawn: Tensor, columns: int, path: Path) -> None:
 
 def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, path: Path | None) -> None:
     """Named pictures, and the distance to the nearest one, at 2 to 8 calls, a line and a row of pictures a setting."""
-    ode, first, sde = (Choice(mode, order, 0, 1.0, False) for mode, order in (("ode", 2), ("ode", 1), ("sde", 2)))
+    choices = [Choice(mode, order, 0, 1.0, False) for mode in ("ode", "sde") for order in (1, 2)]
+    first, ode, _, sde = choices
     settings = [Setting("flow", "euler", cfg) for cfg in (3.0, 1.5)]
-    settings += [Setting("gmflow", sampler, cfg) for cfg in (3.0, 1.5) for sampler in ("euler", ode, sde)]
+    settings += [Setting("gmflow", sampler, cfg) for cfg in (3.0, 1.5) for sampler in ("euler", *choices)]
     settings += [Setting("gmflow", sampler, strength=0.45) for sampler in ("euler", first, ode, sde)]
     settings += [Setting("gmflow", ode, strength=0.7), Setting("gmflow", sde, strength=0.2)]
     rows = []
