@@ -131,7 +131,8 @@ def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: T
     choices = [Choice(mode, order, 0, 1.0, False) for mode in ("ode", "sde") for order in (1, 2)]
     first, ode, _, sde = choices
     settings = [Setting("flow", "euler", cfg) for cfg in (3.0, 1.5)]
-    settings += [Setting("gmflow", sampler, cfg) for cfg in (3.0, 1.5) for sampler in ("euler", *choices)]
+    samplers: list[str | Choice] = ["euler", *choices]
+    settings += [Setting("gmflow", sampler, cfg) for cfg in (3.0, 1.5) for sampler in samplers]
     settings += [Setting("gmflow", sampler, strength=0.45) for sampler in ("euler", first, ode, sde)]
     settings += [Setting("gmflow", ode, strength=0.7), Setting("gmflow", sde, strength=0.2)]
     rows = []
@@ -160,7 +161,9 @@ def mixtures(texts: list[str], x0: Tensor) -> Iterator[dict[str, float]]:
             recorder = Recorder(x.shape)
             options = recorder.on(extra_args["model_options"])
             denoised = wrap(x, x.new_full((len(x),), sigma), **(extra_args | {"model_options": options}))
-            return denoised, recorder.sides[0]
+            mixture = recorder.sides[0]
+            assert isinstance(mixture, Mixture)
+            return denoised, mixture
 
         generator = torch.Generator().manual_seed(5)
         for t, u in INTERVALS:

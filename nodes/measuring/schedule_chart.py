@@ -32,7 +32,8 @@ def schedule_chart(looked: Mapping[str, Looked], metered: Metered | None = None)
     (first, *_) = sound.values()
     dress(left, right, first, several=len(sound) > 1)
     if metered:
-        draw_errors(*further, metered)
+        errors, turns = further
+        draw_errors(errors, turns, metered)
     return pixels_of(figure), ""
 
 

@@ -12,12 +12,12 @@ from .test_demo_server import graph, node
 LINKED = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
 
 
-def inspected(steps: int = 4, **linked) -> dict:
+def inspected(**linked) -> dict:
     """Queued alone: it draws no picture."""
     parts = {key: graph("flow")[key] for key in ("1", "2", "3")}
     return parts | {
         "4": node("EmptyLatentImage", width=128, height=128, batch_size=2),
-        "24": node("BasicScheduler", model=["1", 0], scheduler="simple", steps=steps, denoise=1.0),
+        "24": node("BasicScheduler", model=["1", 0], scheduler="simple", steps=4, denoise=1.0),
         "30": node("FewStepInspectSchedule", sigmas=["24", 0], **linked),
     }
 
