@@ -43,7 +43,10 @@ SOCKETS = ["model", "positive", "negative", "latent_image"]  # once required; a 
 CONTRACT = {
     "FewStepInspectSchedule": (
         ["sigmas"],
-        ["model", "compare_with", "compare_with_2", "compare_with_3"],
+        [
+            *["model", "compare_with", "compare_with_2", "compare_with_3"],
+            *["positive", "negative", "cfg", "latent_image", "seed", "guider"],
+        ],
         ["SIGMAS", "IMAGE"],
     ),
     "FewStepDemoModel": (["variant"], [], ["MODEL", "CLIP", "VAE"]),
