@@ -64,13 +64,13 @@ POINTS = [
     *by_cfg("CFG-Zero*", "CFG-Zero*"),
     *by_cfg("TCFG", "TCFG"),
     *by_cfg("cfg between ratios .3 and 3", "interval", low=0.3, high=3.0),
-    *by_cfg("ours, prompt_cfg 5", "ours cap", strength=0.3, prompt_cfg=5.0),
+    *by_cfg("ours, prompt_cfg 8", "ours cap", strength=0.3, prompt_cfg=8.0),
     *(
         Point(f"ours, cap {w:g}", f"prompt_cfg {least:g}", "ours cap", HIGH, {"strength": w, "prompt_cfg": least})
-        for w, least in ((0.0, 5.0), (0.15, 5.0), (0.5, 5.0), (0.3, 3.0), (0.3, 8.0))
+        for w, least in ((0.0, 8.0), (0.15, 8.0), (0.5, 8.0), (0.3, 3.0), (0.3, 5.0))
     ),
     *(
-        Point(f"ours, {bands} bands", f"{w:g}", "ours cap", HIGH, {"strength": w, "prompt_cfg": 5.0, "bands": bands})
+        Point(f"ours, {bands} bands", f"{w:g}", "ours cap", HIGH, {"strength": w, "prompt_cfg": 8.0, "bands": bands})
         for bands in ("4", "8")
         for w in (0.3, 0.7)
     ),
@@ -87,7 +87,7 @@ GRID = [
     Point("cfg", "cfg 3", "cfg", 3.0),
     *(point for point in POINTS if point.dial == "cfg 12" and point.curve in ("cfg", *SHOWN_KINDS)),
     Point("ours, prompt_cfg 1", "cfg 12", "ours cap", 12.0, {"strength": 0.5}),
-    Point("ours, prompt_cfg 5", "cfg 12", "ours cap", 12.0, {"strength": 0.3, "prompt_cfg": 5.0}),
+    Point("ours, prompt_cfg 8", "cfg 12", "ours cap", 12.0, {"strength": 0.3, "prompt_cfg": 8.0}),
 ]
 
 

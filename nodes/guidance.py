@@ -168,14 +168,14 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "prompt_cfg",
-                    default=5.0,
+                    default=8.0,
                     min=1.0,
                     max=100.0,
                     step=0.1,
                     round=0.01,
                     optional=True,
                     tooltip="Up to this cfg, yours is left unbounded in the first 15 % of the model's time, where it "
-                    "is decided what the picture shows; 1 to 100. 5 holds the prompt, 1 bounds it from the start.",
+                    "is decided what the picture shows; 1 to 100. 8 holds the prompt, 1 bounds it from the start.",
                 ),
             ],
             outputs=[io.Model.Output()],
