@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .boost import FewStepBoost
+from .bridge import FewStepBridge
 from .compare import FewStepCompare, FewStepEntry
 from .deis import FewStepDEIS
 from .demo import FewStepDemoModel
@@ -76,4 +77,5 @@ class FewStepExtension(ComfyExtension):
             FewStepTrigFlowSchedule,
             FewStepFlowMapSampler,
             FewStepHeavyTailNoise,
+            FewStepBridge,
         ]
