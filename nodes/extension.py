@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .boost import FewStepBoost
 from .bridge import FewStepBridge
 from .compare import FewStepCompare, FewStepEntry
+from .dataset import FewStepDatasetModel
 from .deis import FewStepDEIS
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
@@ -78,4 +79,5 @@ class FewStepExtension(ComfyExtension):
             FewStepFlowMapSampler,
             FewStepHeavyTailNoise,
             FewStepBridge,
+            FewStepDatasetModel,
         ]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DRAWS = 64  # around x. More change little: the mean is over which of a few pictures is nearest
 SEED = 0
@@ -120,3 +120,15 @@ def latent_scale(farthest: float, sigma_max: float) -> float:
     of their size; sampling would begin at the picture of the least contrast, whatever the seed.
     """
     return sigma_max / 2 / farthest if farthest > 0 else 1.0
+
+
+def resized(pictures: Tensor, height: int, width: int) -> Tensor:
+    """(N, C, height, width): the middle of each as far as it has that shape, made smaller or larger."""
+    had_height, had_width = pictures.shape[-2:]
+    if (had_height, had_width) == (height, width):
+        return pictures
+    scale = min(had_height / height, had_width / width)
+    rows, columns = (max(round(side * scale), 1) for side in (height, width))
+    top, left = (had_height - rows) // 2, (had_width - columns) // 2
+    middle = pictures[..., top : top + rows, left : left + columns]
+    return nn.functional.interpolate(middle, (height, width), mode="bilinear", antialias=True)

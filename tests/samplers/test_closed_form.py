@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fewstep.samplers.closed_form import AT_ONCE, DRAWS, ClosedForm, PictureSet, latent_scale
-from fewstep.samplers.deis import SLOPE, DEIS
 from fewstep.samplers.clock import hosts_sigma
+from fewstep.samplers.closed_form import AT_ONCE, DRAWS, ClosedForm, PictureSet, latent_scale
+from fewstep.samplers.deis import DEIS, SLOPE
 from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""The bridge as the host runs it: exact mixtures as its MODELs, of every kind, whole and half way, masks and batches."""
+"""The bridge as the host runs it: exact mixtures as its MODELs, whole and half way, masks and batches."""
 
 from __future__ import annotations
 
@@ -140,7 +140,9 @@ def test_boost_on_a_model_does_not_take_the_way_over():
     from support.nodes import executed
 
     plain = bridge(model(ONE), model(OTHER), pictures(), 8)[0]["samples"]
-    boosted = executed(type("Boost", (FewStepBoost,), {"hidden": SimpleNamespace(unique_id=None, prompt={})}), model(OTHER), True)
+    boosted = executed(
+        type("Boost", (FewStepBoost,), {"hidden": SimpleNamespace(unique_id=None, prompt={})}), model(OTHER), True
+    )
     torch.testing.assert_close(bridge(model(ONE), boosted, pictures(), 8)[0]["samples"], plain)
 
 
