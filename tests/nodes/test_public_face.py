@@ -134,6 +134,15 @@ CONTRACT = {
     "FewStepTrigFlowSchedule": (["model", "steps", "times"], ["own_times"], ["SIGMAS"]),
     "FewStepFlowMapSampler": (["method", "gamma"], [], ["SAMPLER"]),
     "FewStepHeavyTailNoise": (["noise_seed", "dimension"], [], ["NOISE"]),
+    "FewStepBridge": (
+        [
+            *["model_from", "positive_from", "model_to", "positive_to", "latent_image", "steps", "cfg_from", "cfg_to"],
+            "strength",
+        ],
+        ["negative_from", "negative_to", "measure_cycle"],
+        ["LATENT", "LATENT"],
+    ),
+    "FewStepDatasetModel": (["images", "smoothing", "neighbours"], ["variant"], ["MODEL", "CLIP", "VAE"]),
     "FewStepTwoExperts": (
         ["model_high", "model_low", "positive", "negative", "cfg_high", "cfg_low", "boundary"],
         [],
@@ -169,6 +178,8 @@ RARE = {
     "FewStepTrigFlow": {"sigma_data"},
     "FewStepTrigFlowSchedule": {"own_times"},
     "FewStepFlowMapSampler": {"gamma"},
+    "FewStepBridge": {"measure_cycle"},
+    "FewStepDatasetModel": {"neighbours", "variant"},
     "FewStepRestartKSampler": {"restart_scheduler"},
     "FewStepRestartKSamplerAdvanced": {
         *{"add_noise", "start_at_step", "end_at_step", "return_with_leftover_noise", "restart_scheduler"}
@@ -215,6 +226,9 @@ SOUGHT = {
     "rcm": "FewStepTrigFlowSchedule",
     "meanflow": "FewStepFlowMapSampler",
     "pfgm": "FewStepHeavyTailNoise",
+    "ddib": "FewStepBridge",
+    "inversion": "FewStepBridge",
+    "train on my pictures": "FewStepDatasetModel",
 }
 
 
