@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import overload
 
 from torch import Tensor
 
-Sigmas = TypeVar("Sigmas", float, Tensor)
+
+@overload
+def within(to_sigma: Callable[[float], float], sigma: float, start: float, end: float) -> bool: ...
+@overload
+def within(to_sigma: Callable[[float], float], sigma: Tensor, start: float, end: float) -> Tensor: ...
 
 
-def within(to_sigma: Callable[[float], float], sigma: Sigmas, start: float, end: float) -> bool | Tensor:
+def within(to_sigma: Callable[[float], float], sigma, start: float, end: float):
     """Where the host's sigma lies between two percents; 0 is the very start, however a sigma is rounded.
 
     to_sigma: the model sampling's `percent_to_sigma`.

@@ -28,8 +28,10 @@ from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("host")
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
-MEASURING = (
+MEASURING = (  # and what takes as long
+    "FewStepBridge",
     "FewStepCompare",
+    "FewStepDatasetModel",
     "FewStepEstimateStatistics",
     "FewStepMeasureSpread",
     "FewStepSearchSchedule",
@@ -37,11 +39,9 @@ MEASURING = (
 )
 QUICK = [
     "FewStepBoost",
-    "FewStepBridge",
     "FewStepDEIS",
     "FewStepDemoModel",
     "FewStepDPMSolverV3",
-    "FewStepDatasetModel",
     "FewStepDualFast",
     "FewStepEntry",
     "FewStepFlowMapSampler",

@@ -254,8 +254,9 @@ def test_a_spread_by_bands_is_a_file_and_reaches_by_band(tmp_path):
     assert reach.shape == (4, 2, 1, 1, 1)
     torch.testing.assert_close(reach[:3], shares[:3].sqrt().view(3, 1, 1, 1, 1) * whole.at(ratio))
     assert whole.reach(ratio).shape == ratio.shape and "coarse to fine" in loaded.describe()
-    for wrong in (spread.by_band[:1], spread.by_band[:, 1:], -spread.by_band, spread.by_band * torch.nan):
-        Calibration("spread", whole.calibration().tensors | {"by_band": wrong}, FACTS).save(path)
+    parts = shares[:, None] * whole.squares
+    for wrong in (parts[:1], parts[:, 1:], -parts, parts * torch.nan):
+        Calibration("spread", {**whole.calibration().tensors, "by_band": wrong}, FACTS).save(path)
         with pytest.raises(ValueError, match="by bands that is none"):
             load_spread(path)
 

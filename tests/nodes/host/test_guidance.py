@@ -247,7 +247,8 @@ def test_prompt_cfg_counts_in_the_first_part_alone():
     patcher = model("flow")
     seen: list[list[torch.Tensor]] = []
     for guidance in (None, ProbabilisticGuidance(0.3), ProbabilisticGuidance(0.3, "cap", 1.0, 7.5)):
-        one, calls = patcher.clone() if guidance is None else guided(patcher, guidance)[0], []
+        one = patcher.clone() if guidance is None else guided(patcher, guidance)[0]
+        calls: list[torch.Tensor] = []
         one.set_model_sampler_post_cfg_function(lambda args, calls=calls: calls.append(args["denoised"]) or calls[-1])
         sample(one, steps=8)
         seen.append(calls)

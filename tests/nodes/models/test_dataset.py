@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def images(count: int = 6, height: int = 24, width: int = 16, seed: int = 0) -> 
 def made(pictures=None, smoothing=0.0, neighbours=0, variant="eps") -> tuple:
     """MODEL, CLIP, VAE and what the node says."""
     node = of_the_pack()["FewStepDatasetModel"]
-    ready = type("FewStepDatasetModel", (node,), {"hidden": SimpleNamespace(unique_id=None)})
+    ready: Any = type("FewStepDatasetModel", (node,), {"hidden": SimpleNamespace(unique_id=None)})
     output = ready.execute(images() if pictures is None else pictures, smoothing, neighbours, variant)
     return *output.args, output.ui["fewstep"][0]["text"]
 
