@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def prompt(label: int, items: int = 3) -> list:
 def bridge(model_from, model_to, latent, steps=30, labels=(0, 0), cfg_to=1.0, strength=1.0, **given) -> tuple:
     """The node's two latents and what it says."""
     node = of_the_pack()["FewStepBridge"]
-    ready = type("FewStepBridge", (node,), {"hidden": SimpleNamespace(unique_id=None)})
+    ready: Any = type("FewStepBridge", (node,), {"hidden": SimpleNamespace(unique_id=None)})
     first, second = (prompt(label, len(latent["samples"])) for label in labels)
     output = ready.execute(model_from, first, model_to, second, latent, steps, 1.0, cfg_to, strength, **given)
     drawn, noise = output.args
@@ -72,13 +73,13 @@ def test_the_noise_in_between_draws_the_picture_again(kind):
 
 def test_the_way_back_is_told_and_is_nearer_with_more_steps():
     def lost(steps: int, **given) -> float:
-        _, _, said = bridge(*(model(m, "flow") for m in (MANY, OTHER)), pictures(MANY), steps, **given)
+        _, _, said = bridge(model(MANY, "flow"), model(OTHER, "flow"), pictures(MANY), steps, **given)
         assert f"{2 * (2 * steps - 1)} model calls" in said
         return float(said.split("off by ")[1].split(" ")[0])
 
     few, more = lost(10, measure_cycle=True), lost(30, measure_cycle=True)
     assert more < 0.02 and more < few / 3
-    assert "There and back" not in bridge(*(model(m, "flow") for m in (MANY, OTHER)), pictures(MANY), 10)[2]
+    assert "There and back" not in bridge(model(MANY, "flow"), model(OTHER, "flow"), pictures(MANY), 10)[2]
 
 
 def test_half_way_up_more_of_the_picture_is_kept():
@@ -116,7 +117,7 @@ def test_a_picture_of_a_batch_is_what_it_is_alone():
 def test_a_latent_format_is_gone_in_and_out_of():
     """Of FLUX and SD3: their latents are not around 0."""
     latent = pictures()
-    pair = [model(ONE, "flow"), model(OTHER, "flow")]
+    pair = model(ONE, "flow"), model(OTHER, "flow")
     plain = bridge(*pair, latent, 10)[0]["samples"]
     for patcher in pair:
         patcher.model.latent_format.middle = 0.4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def images(count: int = 6, height: int = 24, width: int = 16, seed: int = 0) -> 
 def made(pictures=None, smoothing=0.0, neighbours=0, variant="eps") -> tuple:
     """MODEL, CLIP, VAE and what the node says."""
     node = of_the_pack()["FewStepDatasetModel"]
-    ready = type("FewStepDatasetModel", (node,), {"hidden": SimpleNamespace(unique_id=None)})
+    ready: Any = type("FewStepDatasetModel", (node,), {"hidden": SimpleNamespace(unique_id=None)})
     output = ready.execute(images() if pictures is None else pictures, smoothing, neighbours, variant)
     return *output.args, output.ui["fewstep"][0]["text"]
 
@@ -86,6 +87,18 @@ def test_the_hosts_own_arithmetic_gives_back_the_exact_denoiser(variant):
         found = model.model.apply_model(x, sigma, c_crossattn=torch.zeros(6, 1, 8))
         exact = ClosedForm(pictures.detach())(x, law.alpha(sigma), law.deviation(sigma))
         assert (found - exact).abs().max() < 1e-4 * pictures.abs().max()
+
+
+@pytest.mark.parametrize("size", [(24, 16), (12, 8)])
+def test_it_has_gradients_though_the_host_makes_it_in_inference_mode(size):
+    """For what asks in which direction an answer goes, such as constraints: after it has been sampled, too."""
+    with torch.inference_mode():
+        parts = made(images(), 0.5)
+        drawn(parts, (1, 3, *size), steps=2)
+    x = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    answer = parts[0].model.apply_model(x, torch.full((1,), 3.0), c_crossattn=torch.zeros(1, 1, 8))
+    (slope,) = torch.autograd.grad(answer.square().sum(), x)
+    assert slope.isfinite().all() and slope.abs().max() > 0
 
 
 def test_a_prompt_says_nothing_and_no_cfg_changes_anything():
