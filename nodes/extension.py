@@ -5,8 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .boost import FewStepBoost
+from .bridge import FewStepBridge
 from .compare import FewStepCompare, FewStepEntry
 from .constraint import FewStepManifoldConstraint
+from .dataset import FewStepDatasetModel
 from .deis import FewStepDEIS
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
@@ -80,4 +82,6 @@ class FewStepExtension(ComfyExtension):
             FewStepManifoldConstraint,
             FewStepHeavyTailNoise,
             FewStepLightBridge,
+            FewStepBridge,
+            FewStepDatasetModel,
         ]

@@ -75,9 +75,9 @@ def test_it_is_read_by_hovering_at_any_zoom(inspected):
 
 def test_it_is_no_widget_of_the_saved_workflow(inspected):
     (node,) = (n for n in inspected.evaluate("window.app.graph.serialize()")["nodes"] if n["type"].endswith("Schedule"))
-    assert not node.get("widgets_values")
+    assert node["widgets_values"] == [5, 0]  # cfg and seed
     prompt = inspected.evaluate("window.app.graphToPrompt()")["output"]
-    assert set(prompt[str(node["id"])]["inputs"]) == {"sigmas", "model", "compare_with"}
+    assert set(prompt[str(node["id"])]["inputs"]) == {"sigmas", "model", "compare_with", "cfg", "seed"}
 
 
 def test_it_is_there_again_after_a_reload(inspected):
