@@ -34,7 +34,6 @@ MEASURING = (  # and what takes as long
     "FewStepDatasetModel",
     "FewStepEstimateStatistics",
     "FewStepLightBridge",
-    "FewStepManifoldConstraint",
     "FewStepMeasureSpread",
     "FewStepSearchSchedule",
     "FewStepTune",
@@ -56,6 +55,7 @@ QUICK = [
     "FewStepLoadSchedule",
     "FewStepLoadStatistics",
     "FewStepLoadTuning",
+    "FewStepManifoldConstraint",
     "FewStepPiFlowSampler",
     "FewStepProbabilisticGuidance",
     "FewStepPromptList",
@@ -205,6 +205,7 @@ def schedules() -> st.SearchStrategy:
 
 
 def sockets() -> dict[str, st.SearchStrategy]:
+    """What is measured for one is measured where a node has it."""
     from fewstep.schedulers.restart.plan import Interval
 
     variants = st.sampled_from(["eps", "v", "flow", "gmflow"])
@@ -225,10 +226,10 @@ def sockets() -> dict[str, st.SearchStrategy]:
         "COMFY_AUTOGROW_V3": st.lists(entries(), max_size=2).map(lambda those: dict(enumerate_named(those))),
         "SAMPLER": samplers(),
         "FEWSTEP_INTERVALS": st.sampled_from([(Interval(3, 1, 0.1, 0.8),), (Interval(2, 2, 0.3, 9.0),)]),
-        "FEWSTEP_STATISTICS": st.just(statistics()),
-        "FEWSTEP_SPREAD": st.just(spread()),
-        "FEWSTEP_SCHEDULE": st.just(searched()),
-        "FEWSTEP_TUNING": st.just(tuned()),
+        "FEWSTEP_STATISTICS": st.builds(statistics),
+        "FEWSTEP_SPREAD": st.builds(spread),
+        "FEWSTEP_SCHEDULE": st.builds(searched),
+        "FEWSTEP_TUNING": st.builds(tuned),
     }
 
 
@@ -324,13 +325,14 @@ def check_result(value: Any, sigmas: Tensor) -> None:
         for variant in ("eps", "gmflow"):
             check_picture(demo(variant), value, sigmas)
     elif hasattr(value, "get_model_object") and value.model.latent_format.latent_channels == 3:
-        check_picture((value, *demo("eps")[1:]), comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.5, 0.0]))
+        euler = comfy.samplers.sampler_object("euler")
+        check_picture((value, *demo("eps")[1:]), euler, torch.tensor([1.0, 0.5, 0.0]), 16)  # as most latents are
 
 
-def check_picture(parts: tuple, sampler, sigmas: Tensor) -> None:
+def check_picture(parts: tuple, sampler, sigmas: Tensor, size: int = 8) -> None:
     from fewstep.nodes.host.guiders import guider_for
 
-    noise = torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn((2, 3, size, size), generator=torch.Generator().manual_seed(0))
     model, positive, negative = parts
     if len(sigmas) and sigmas[-1] == 1 and model.get_model_object("model_sampling").sigma_max <= 1:
         return  # the host itself divides by 1 - sigma in the end, whatever sampled
