@@ -18,10 +18,9 @@ import argparse
 import json
 import logging
 import math
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -70,11 +69,10 @@ class Problems:
     def known(self) -> Known:
         return Known(self.operator, self.y, self.unknown)
 
-    def score(self, ends: Tensor) -> dict[str, float]:
+    def judge(self, ends: Tensor) -> list[float]:
+        """The mean error of the problems' means, and the mean of their variances, five digits."""
         each = [judged(one, truth) for one, truth in zip(ends.split(self.draws), self.truths, strict=True)]
-        missed = self.known.on(ends.float()).missed(ends.float()).square().mean()
-        found = {name: sum(getattr(one, name) for one in each) / len(each) for name in ("bias", "variance")}
-        return found | {"missed": float(missed)}
+        return [round(sum(figures) / len(each), 5) for figures in zip(*map(astuple, each), strict=True)]
 
 
 def holes(count: int) -> Tensor:
@@ -112,7 +110,11 @@ class Case:
     scheduler: str
     steps: int
 
-    def draw(self, of: Problems, held: Held | None, host_mask: bool = False) -> Tensor:
+    @property
+    def name(self) -> str:
+        return f"{self.kind}, {self.sampler}, {self.steps}"
+
+    def draw(self, of: Problems, held: Held | None = None, host_mask: bool = False) -> Tensor:
         patcher = mixture_model(MIXTURE, self.kind, 3.0 if self.kind == "flow" else 1.0)
         if held:
             patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "inverse", held)
@@ -154,48 +156,45 @@ def paper(of: Problems, sigmas: list[float], scale: float) -> Tensor:
     return x
 
 
-def ways(case: Case) -> dict[str, Callable[[Problems], Tensor]]:
-    made: dict[str, Callable[[Problems], Tensor]] = {
-        "host": lambda of: case.draw(of, None, host_mask=True),
-        "project": lambda of: case.draw(of, Held(of.known, 0.0, True)),
-        "differences": lambda of: case.draw(of, Held(of.known, 1.0, True)),
-        "differences, scale 0.5": lambda of: case.draw(of, Held(of.known, 0.5, True)),
-        "differences, no project": lambda of: case.draw(of, Held(of.known, 1.0, False)),
-        "differences, 3 iterations": lambda of: case.draw(of, Held(of.known, 1.0, True, iterations=3)),
-        "model": lambda of: case.draw(of, Held(of.known, 1.0, True, "model")),
-        "model, 3 iterations": lambda of: case.draw(of, Held(of.known, 1.0, True, "model", 3)),
+def ways(case: Case, of: Problems) -> dict[str, Callable[[], Tensor]]:
+    """Each draws for every problem."""
+
+    def held(scale: float = 1.0, project: bool = True, gradient: str = "differences", iterations: int = 1):
+        return lambda: case.draw(of, Held(of.known, scale, project, gradient, iterations))
+
+    made: dict[str, Callable[[], Tensor]] = (
+        {} if of.unknown is None else {"host": lambda: case.draw(of, host_mask=True)}
+    )
+    made |= {
+        "project": held(0.0),
+        "differences": held(),
+        "differences, scale 0.5": held(0.5),
+        "differences, no project": held(project=False),
+        "differences, 3 iterations": held(iterations=3),
+        "model": held(gradient="model"),
+        "model, 3 iterations": held(gradient="model", iterations=3),
     }
     if case.sampler == "euler_ancestral":
-        made |= {f"paper, a {a:g}": partial(paper, sigmas=case.sigmas(), scale=a) for a in (1.0, 3.0)}
+        made |= {f"paper, a {a:g}": partial(paper, of, case.sigmas(), a) for a in (1.0, 3.0)}
     return made
 
 
-def rows(name: str, case: Case, of: Problems) -> list[dict]:
-    found = []
-    for way, draw in ways(case).items():
-        if way == "host" and of.unknown is None:
-            continue
-        began = time.process_time()
-        figures = of.score(draw(of))
-        cell = {"problem": name, "model": case.kind, "sampler": case.sampler, "steps": case.steps, "way": way}
-        found.append(cell | figures | {"seconds": round(time.process_time() - began, 2)})
-    return found
+def rows(name: str, of: Problems) -> list[dict]:
+    """A row a way: its figures by case."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for case in tqdm([Case(*names, steps) for names, steps in product(CASES, STEPS)], desc=name, mininterval=5):
+        for way, draw in ways(case, of).items():
+            found.setdefault(way, {})[case.name] = of.judge(draw())
+    return [{"problem": name, "way": way, "figures": figures} for way, figures in found.items()]
 
 
 def table(found: list[dict]) -> str:
-    """A line a way, a column a model, sampler and number of steps: squared bias, and the variance over the truth's."""
-    lines = []
-    for problem in dict.fromkeys(row["problem"] for row in found):
-        cells: dict[str, dict[str, dict]] = {}
-        for row in found:
-            if row["problem"] == problem:
-                head = f"{row['model']}, {row['sampler']}, {row['steps']}"
-                cells.setdefault(row["way"], {})[head] = row
-        heads = list(dict.fromkeys(head for of_way in cells.values() for head in of_way))
-        lines += ["", f"| {problem} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-        for way, of_way in cells.items():
-            shown = [f"{of_way[h]['bias']:.4f} ({of_way[h]['variance']:.2f})" if h in of_way else "" for h in heads]
-            lines.append(f"| {way} | " + " | ".join(shown) + " |")
+    """A line a problem and way, a column a case: the error, and the variance by the truth's."""
+    heads = list(found[0]["figures"])
+    lines = ["| known | way | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+    for row in found:
+        cells = ["{:.4f} ({:.2f})".format(*figures) if (figures := row["figures"].get(head)) else "" for head in heads]
+        lines.append(f"| {row['problem']} | {row['way']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -207,11 +206,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     found: list[dict] = []
-    made = {name: problems(name, args.problems, args.draws) for name in OPERATORS}
-    cases = [Case(*names, steps) for names, steps in product(CASES, STEPS)]
-    for (name, of), case in tqdm([*product(made.items(), cases)], mininterval=5):
-        found += rows(name, case, of)
-        args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    for name in OPERATORS:
+        found += rows(name, problems(name, args.problems, args.draws))
+        args.out.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n", encoding="utf-8")
     print(table(found))
 
 

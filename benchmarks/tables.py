@@ -42,11 +42,19 @@ def guided() -> str:
     return guidance_pictures.table([guidance_pictures.Row(**row) for row in results("guidance_pictures")["rows"]])
 
 
+def known() -> str:
+    """Pictures of which something is known: a row a way to draw the rest."""
+    import inverse
+
+    return inverse.table(results("inverse"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "Tune on the bundled network": lambda: tuned("demo"),
     "Tune on mixtures": lambda: tuned("mixture"),
     "the field's samplers": field,
     "prompt_cfg": guided,
+    "inverse problems": known,
 }
 
 
