@@ -5,8 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import inputs
-from .host.constraint import GRADIENTS, MOST_ITERATIONS, MOST_RADIUS, MOST_SCALE, OPERATORS, Wanted, constrained
+from .host.constraint import MOST_ITERATIONS, MOST_RADIUS, MOST_SCALE, OPERATORS, Wanted, constrained
 from .host.progress import Report
+from .host.slope import GRADIENTS
 from .measuring.asked import check_model
 
 

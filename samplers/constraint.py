@@ -175,7 +175,8 @@ def divided(a: Tensor, b: Tensor) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Of each picture, (B,)."""
-    return (a.float() * b.float()).flatten(1).sum(1) if a.dtype != torch.float64 else (a * b).flatten(1).sum(1)
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(wide) * b.to(wide)).flatten(1).sum(1)
 
 
 def over(values: Tensor, like: Tensor) -> Tensor:

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...samplers.choices import check_choice
-from ...samplers.constraint import Blurred, Grey, Identity, Measurement, Operator, Pooled, Response, dot, fitted, over
+from ...samplers.constraint import Blurred, Grey, Identity, Measurement, Operator, Pooled, fitted
 from ...samplers.facts import is_number, is_whole
 from .caches import caches_on
-from .gradients import REFUSALS, Kept, through
-from .progress import Report, complain
+from .progress import Report
+from .slope import GRADIENTS, Slope, in_words
 from .streams import is_nested, streams_in_run
 
 KEY = "fewstep_constraint"
-WHO = "Manifold Constraint"
 FACTORS = {f"downsample {factor}": factor for factor in (2, 4, 8)}
 OPERATORS = ("inpaint", *FACTORS, "grey", "blur")
-GRADIENTS = ("differences", "auto", "model")
 MOST_SCALE, MOST_RADIUS, MOST_ITERATIONS = 10.0, 64.0, 8
-PROBE = 0.3  # of the noise's deviation. On mixtures better than 0.1, 1 and the derivative itself: benchmarks/README.md
-SMALL_PROBE, UNLIKE, SLACK = 0.01, 0.5, 0.2  # of the check of a gradient, which only a wrong one is to fail
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as pictures are made grey
 
 
@@ -48,16 +43,20 @@ class Known:
         y = self.y.to(x.device, torch.float32)
         if y.ndim + 1 == x.ndim:
             y = y.unsqueeze(2)  # a picture is a video of one frame
-        measured = tuple(self.operator.measure(x).shape[1:]) if self.divides(x) else ()
-        if tuple(y.shape[1:]) == tuple(x.shape[1:]):
+        self.check_size(x)
+        if y.shape[1:] == x.shape[1:]:
             y = y if isinstance(self.operator, Blurred) else self.operator.measure(y)  # a blurred picture is measured
-        elif tuple(y.shape[1:]) != measured:
+        elif y.shape[1:] != (measured := self.operator.measure(x).shape[1:]):
             raise ValueError(self.misfit(x, measured))
         return Measurement(self.operator, repeated(y, len(x)), repeated(self.weight(y), len(x)))
 
-    def divides(self, x: Tensor) -> bool:
+    def check_size(self, x: Tensor) -> None:
         factor = getattr(self.operator, "factor", 1)
-        return x.shape[-2] % factor == 0 and x.shape[-1] % factor == 0
+        if any(size % factor for size in x.shape[-2:]):
+            raise ValueError(
+                f"The latent that is sampled is {by(x.shape[2:])}; for downsample {factor} of Manifold Constraint its "
+                f"height and width must be multiples of {factor}. Take another size for the empty latent."
+            )
 
     def weight(self, y: Tensor) -> Tensor:
         """(B, 1, ..., h, w)."""
@@ -66,14 +65,12 @@ class Known:
         known = 1 - fitted(self.unknown.to(y), (y.shape[-2], y.shape[-1])).clamp(0, 1)
         return known.reshape(len(known), 1, *[1] * (y.ndim - 4), *y.shape[-2:])
 
-    def misfit(self, x: Tensor, measured: tuple[int, ...]) -> str:
-        size, given = " x ".join(map(str, x.shape[2:])), " x ".join(map(str, self.y.shape[2:]))
-        fits = list(dict.fromkeys([size, *([" x ".join(map(str, measured[1:]))] if measured else [])]))
-        even = "" if measured else f" (a multiple of {getattr(self.operator, 'factor', 1)} is needed)"
+    def misfit(self, x: Tensor, measured: torch.Size) -> str:
+        fits = dict.fromkeys([by(x.shape[2:]), by(measured[1:])])
         return (
-            f"The measurement of Manifold Constraint is {given}, and the latent that is sampled {size}{even}; the "
-            f"measurement must be {' or '.join(fits)}. Take another size for the empty latent, or scale the picture "
-            "before it is encoded."
+            f"The measurement of Manifold Constraint is {by(self.y.shape[2:])}, and the latent that is sampled "
+            f"{by(x.shape[2:])}; the measurement must be {' or '.join(fits)}. Take another size for the empty latent, "
+            "or scale the picture before it is encoded."
         )
 
 
@@ -125,101 +122,13 @@ class Held:
         return self.last[key]
 
 
-@dataclass(frozen=True, eq=False)
-class Nearby:
-    """The model around x: `ask` at its sigma, `timestep`."""
-
-    ask: Callable[[Tensor], Tensor]
-    x: Tensor
-    timestep: Tensor
-
-    @torch.no_grad()
-    def change(self, answer: Tensor, v: Tensor, probe: float = PROBE) -> Tensor:
-        """(D(x + h v) - D(x)) / h, h v being `probe` of the noise's deviation; 0 where v is 0."""
-        strength, sigma = v.float().square().flatten(1).mean(1).sqrt(), self.timestep.float().reshape(-1)
-        size = over(torch.where(strength > 0, probe * sigma / strength, 0.0), self.x)
-        return torch.where(size > 0, (self.ask(self.x.detach() + size * v) - answer) / size, 0.0)
-
-    def has_slope(self, answer: Tensor, v: Tensor, response: Tensor) -> bool:
-        """Whether a gradient J^T v is at all like how the answer changes: fused kernels may hide theirs from torch."""
-        told, seen = (float(dot(v, of).sum()) for of in (response, self.change(answer, v, SMALL_PROBE)))
-        return abs(told - seen) <= UNLIKE * max(abs(told), abs(seen)) + SLACK * float(dot(v, v).sum())
-
-
-@dataclass(eq=False)
-class Asked:
-    """The work inside a gradient, which notes the first v and J^T v."""
-
-    measurement: Measurement
-    iterations: int
-    first: tuple[Tensor, ...] = ()
-
-    def move(self, denoised: Tensor, respond: Response) -> Tensor:
-        def noted(v: Tensor) -> Tensor:
-            response = respond(v)
-            self.first = self.first or (v.detach(), response.detach())
-            return response
-
-        return self.measurement.move(denoised, noted, self.iterations)
-
-
-class Slope:
-    """How the model's response is had: by its gradient, or by asking it once more nearby. name: which of the two."""
-
-    def __init__(self, asked: str, iterations: int, report: Report | None):
-        self.asked, self.iterations, self.report = asked, iterations, report
-        self.name = "differences" if asked == "differences" else "model"
-        self.works = False
-
-    def __call__(self, ask, x: Tensor, timestep: Tensor, measurement: Measurement, guider) -> tuple[Tensor, Tensor]:
-        """The prediction, and where to move it. Raises ValueError where a gradient was asked for that is none."""
-        nearby = Nearby(ask, x, timestep)
-        found = self.by_gradient(nearby, measurement, guider) if self.name == "model" else None
-        return found or self.by_differences(nearby, measurement)
-
-    def by_gradient(self, nearby: Nearby, measurement: Measurement, guider) -> tuple[Tensor, Tensor] | None:
-        """None where the model, or the memory, has none: from then on differences are taken."""
-        kept, asked = None if self.works else Kept(guider.inner_model), Asked(measurement, self.iterations)
-        try:
-            found = through(nearby.ask, nearby.x, asked.move, kept)
-            if kept and not nearby.has_slope(found[0].detach(), *asked.first):
-                raise RuntimeError("some of its operations hide their gradient")
-        except REFUSALS as error:
-            refusal = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
-        else:
-            self.says_what_it_took(kept)
-            return found
-        comfy.model_management.soft_empty_cache()  # what the refused call held is gone only now
-        if self.asked == "model":
-            raise ValueError(
-                f"The model gave no gradient ({refusal}). Set gradient of Manifold Constraint to auto or differences."
-            )
-        self.name = "differences"
-        complain(self.report, WHO, f"The model gave no gradient ({refusal}), so differences are taken.")
-        return None
-
-    def by_differences(self, nearby: Nearby, measurement: Measurement) -> tuple[Tensor, Tensor]:
-        """J is symmetric, so J v, the change of the answer along v, is J^T v."""
-        denoised = nearby.ask(nearby.x)
-        with torch.no_grad():
-            moved = measurement.move(denoised.detach(), lambda v: nearby.change(denoised.detach(), v), self.iterations)
-        return denoised, moved
-
-    def says_what_it_took(self, kept: Kept | None) -> None:
-        """After the first call."""
-        self.works = True
-        if kept and self.report:
-            before = self.report.entry["text"]
-            self.report.add(f"{before}\nA call kept {in_words(kept.bytes)} for its gradient.", before)
+def by(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def repeated(values: Tensor, count: int) -> Tensor:
     """So many items, from the first on again where there are fewer, as the host's masks and latents are."""
     return values[[number % len(values) for number in range(count)]]
-
-
-def in_words(count: float) -> str:
-    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -300,7 +209,7 @@ def checked_samples(measurement: Any, latent_format) -> Tensor:
     samples: Any = measurement.get("samples") if isinstance(measurement, dict) else None
     channels = latent_format.latent_channels
     if not isinstance(samples, Tensor) or is_nested(samples) or samples.ndim < 4 or samples.shape[1] != channels:
-        given = " x ".join(map(str, samples.shape)) if isinstance(samples, Tensor) else "no LATENT of pictures"
+        given = by(samples.shape) if isinstance(samples, Tensor) else "no LATENT of pictures"
         raise ValueError(
             f"measurement is {given}; it must be batch x {channels} channels x height x width. Encode the known "
             "picture with this model's own VAE (VAE Encode)."

@@ -79,7 +79,7 @@ def gradients(kept: Kept | None = None) -> Iterator[None]:
 @contextmanager
 def without_shortcuts() -> Iterator[None]:
     """The host's switch for training, where it has one: its models then leave out what has no gradient."""
-    management: Any = sys.modules[comfy.model_management.soft_empty_cache.__module__]  # 0.3.75 has no such switch
+    management: Any = sys.modules["comfy.model_management"]  # 0.3.75 has no such switch
     before = getattr(management, "in_training", None)
     if before is None:
         yield

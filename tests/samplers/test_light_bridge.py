@@ -45,8 +45,8 @@ def test_between_gaussians_it_is_the_known_plan(eps):
     torch.testing.assert_close((eps * bridge.log_slopes.exp())[0], b - c**2 / a, rtol=0.01, atol=0)
 
 
-def test_begun_anywhere_it_descends_to_the_same_plan():
-    """The start is the answer between Gaussians; from elsewhere the fit itself must get there."""
+def test_the_plan_is_where_the_loss_is_least():
+    """As the fit begins at it between Gaussians, whose test would pass without any descent."""
     x, y = (
         exactly(200, mean, variance, seed) for seed, (mean, variance) in enumerate(zip(MEANS, VARIANCES, strict=True))
     )

@@ -339,6 +339,16 @@ def test_a_measurement_of_another_size_is_refused_where_it_is_sampled(operator, 
         drawn(operator, measurement={"samples": torch.zeros(1, 4, size, size)})
 
 
+def test_a_latent_that_has_no_such_means_is_refused():
+    """Whatever the measurement's own size."""
+    from fewstep.nodes.host.constraint import Known
+    from fewstep.samplers.constraint import Pooled
+
+    for size in (18, 4):
+        with pytest.raises(ValueError, match="is 18 x 18; for downsample 4 .* multiples of 4"):
+            Known(Pooled(4), torch.zeros(1, 4, size, size)).on(torch.zeros(1, 4, 18, 18))
+
+
 def test_it_says_what_is_known_and_what_it_takes():
     assert held()[1].startswith("inpaint: 75% of the measurement is known and held.")
     assert "2 model calls for each of the sampler's" in held()[1]
