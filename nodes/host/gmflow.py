@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...samplers.choices import check_choice
 from ...samplers.gmflow import GMFlow, Mixture, Prediction, SpectralDraw, guided
+from ...samplers.gmflow.doubts import Doubts
 from ...samplers.gmflow.head import PolicyHead
-from ...samplers.gmflow.mixture import checked, mean
+from ...samplers.gmflow.mixture import doubt, mean
 from ...samplers.gmflow.policy import SHIFT, Answer
 from ...samplers.gmflow.solver import falling
 from .guidance.others import PRE_CFG
@@ -89,11 +90,17 @@ class GMFlowGuider(comfy.samplers.CFGGuider):
                 "GMFlow Guider. Take that node out, or use CFG Guider."
             )
         super().__init__(model)
-        self.guidance, self.cfg = guidance, NO_CFG
+        self.guidance, self.cfg, self.doubts = guidance, NO_CFG, Doubts()
+
+    def sample(self, noise, latent_image, sampler, sigmas, *args, **given) -> Tensor:
+        check_numbers(sigmas.tolist())
+        self.doubts = Doubts()
+        drawn = super().sample(noise, latent_image, sampler, sigmas, *args, **given)
+        self.doubts.settle()
+        return drawn
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options=None, seed=None) -> Tensor:
-        options, sigma = model_options or {}, float(timestep[0])
-        strength = self.strength_at(sigma)
+        options, strength = model_options or {}, self.strength_at(timestep)
         recorder = Recorder.of(options) or Recorder(x.shape)
         if Recorder.of(options) is None:
             options = recorder.on(options)
@@ -104,7 +111,8 @@ class GMFlowGuider(comfy.samplers.CFGGuider):
                 answers = (args["cond_denoised"], args["uncond_denoised"])
                 sides = [side and cast(Mixture, moved(side, to)) for side, to in zip(sides, answers, strict=False)]
             recorder.prediction = self.prediction(sides, strength)
-            mixture = checked(recorder.prediction.mixture, f"at sigma {sigma:.4g}")
+            mixture = recorder.prediction.mixture
+            doubt(mixture, self.doubts, lambda: f"at sigma {float(timestep[0]):.4g}")
             answer = args["cond_denoised"]
             return args["input"] - (mean(mixture).reshape(answer.shape) if strength else answer)
 
@@ -119,19 +127,18 @@ class GMFlowGuider(comfy.samplers.CFGGuider):
             seed=seed,
         )
 
-    def strength_at(self, sigma: float) -> float:
-        """The strength, or 0 outside of the chosen part of the run.
+    def strength_at(self, timestep: Tensor) -> float:
+        """The strength, or 0 outside of the chosen part of the run: only a part makes the host wait for the device.
 
-        Raises ValueError for a sigma that is no number, and where CFG Override asks for a cfg.
+        Raises ValueError where CFG Override asks for a cfg.
         """
         if self.cfg is not NO_CFG and self.cfg != 1:
             raise ValueError(
                 f"CFG Override sets a cfg of {self.cfg:g}, and the GMFlow Guider has a strength, which is no cfg. Set "
                 "strength, start_percent and end_percent of the GMFlow Guider instead, or use CFG Guider."
             )
-        check_numbers([sigma])
-        to_sigma = self.inner_model.model_sampling.percent_to_sigma
-        if not within(to_sigma, sigma, self.guidance.start, self.guidance.end):
+        to_sigma, part = self.inner_model.model_sampling.percent_to_sigma, (self.guidance.start, self.guidance.end)
+        if part != (0, 1) and not within(to_sigma, float(timestep[0]), *part):
             return 0.0
         return 0.0 if self.cfg is not NO_CFG else self.guidance.strength
 

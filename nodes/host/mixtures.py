@@ -21,13 +21,14 @@ from comfy.patcher_extension import WrappersMP, add_wrapper
 from torch import Tensor
 
 from ...samplers.gmflow import Mixture, Prediction
+from ...samplers.gmflow.doubts import Doubts
 from ...samplers.gmflow.head import PolicyHead, frame_of
 from ...samplers.gmflow.mixture import checked, mean
 from ...samplers.gmflow.policy import (
     Answer,
     Points,
-    checked_answer,
     chunks_of,
+    doubt_answer,
     moved_by,
     space_of,
     value_of,
@@ -101,7 +102,9 @@ def tell(executor, x: Tensor, t: Tensor, concat, context, control, options: dict
         if head and head.told:  # a cache may have answered in the network's place
             answer, recorder = head.answer(head.told, x.shape, patch_of(network)), options.get(KEY)
             if recorder is None:
-                checked_answer(answer)
+                doubts = Doubts()
+                doubt_answer(answer, doubts)
+                doubts.settle()
             else:
                 recorder.record(answer, options["uuids"])
     finally:

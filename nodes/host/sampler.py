@@ -51,7 +51,7 @@ class Reporter:
 
     def complaints(self, end: Tensor) -> list[str]:
         """One sentence where the picture holds NaN or infinity: since when, and in which items of the batch."""
-        ended = (~end.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        ended = [item for item, sound in enumerate(end.flatten(1).isfinite().all(1).tolist()) if not sound]
         if not ended:
             return []
         which = f"item{'s' if len(ended) > 1 else ''} {', '.join(map(str, ended))} of the batch"

@@ -18,10 +18,13 @@ parameters, which stay finite where a mean and a variance do not.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .doubts import Doubts
 
 LEAST_SIGMA = 1e-6  # below it the logarithm of a standard deviation is held
 
@@ -231,8 +234,16 @@ def x0_from_u(mixture: Mixture, x: Tensor, sigma: float | Tensor) -> Mixture:
     return Mixture(x[:, None].to(at.dtype) - at * mixture.means, mixture.logweights, logstds)
 
 
-def checked(mixture: Mixture, where: str = "") -> Mixture:
-    """The mixture itself. Raises ValueError where its numbers cannot be used; one wait for the device.
+def checked(mixture: Mixture) -> Mixture:
+    """The mixture itself. Raises ValueError where its numbers cannot be used; one wait for the device."""
+    doubts = Doubts()
+    doubt(mixture, doubts)
+    doubts.settle()
+    return mixture
+
+
+def doubt(mixture: Mixture, doubts: Doubts, where: Callable[[], str] = str) -> None:
+    """Has it looked at later whether a mixture's numbers can be used.
 
     where: at which call, for the message, as in "at sigma 0.7".
     """
@@ -241,10 +252,12 @@ def checked(mixture: Mixture, where: str = "") -> Mixture:
         "weights": (mixture.logweights <= 1).all(),  # -inf is a component without weight
         "deviations": mixture.logstds.isfinite().all(),
     }
-    if not torch.stack(list(parts.values())).all():
-        wrong = " and ".join(name for name, fine in parts.items() if not fine)
-        raise ValueError(
-            f"The model gave a Gaussian mixture whose {wrong} are not numbers{where and f' ({where})'}. Half precision "
+
+    def sentence() -> str:
+        wrong, at = " and ".join(name for name, fine in parts.items() if not fine), where()
+        return (
+            f"The model gave a Gaussian mixture whose {wrong} are not numbers{at and f' ({at})'}. Half precision "
             "may have overflowed (load the model in bf16 or fp32), or the checkpoint is damaged."
         )
-    return mixture
+
+    doubts.note(torch.stack(list(parts.values())).all(), sentence)

@@ -24,8 +24,9 @@ from torch import Tensor
 from ..choices import check_choice
 from ..contract import Noise, OnStep
 from ..noise_law import FLOW
-from .mixture import Mixture, checked, mean, tempered, x0_from_u
-from .solver import MOST_SUBSTEPS, Way, between, falling, finite, follow, unwarped, warped
+from .doubts import Doubts
+from .mixture import Mixture, doubt, mean, tempered, x0_from_u
+from .solver import MOST_SUBSTEPS, Way, between, doubt_step, falling, follow, unwarped, warped
 from .transition import Posterior
 
 SHIFT = 3.2  # of all published adapters
@@ -124,16 +125,17 @@ def chunks_of(answer: Answer, count: int) -> list[Answer]:
     return [Mixture(*part) for part in zip(*parts, strict=True)]
 
 
-def checked_answer(answer: Answer, where: str = "") -> Answer:
-    """The answer itself. Raises ValueError where its numbers cannot be used; one wait for the device."""
+def doubt_answer(answer: Answer, doubts: Doubts, where: str = "") -> None:
+    """Has it looked at later whether the answer's numbers can be used. where: at which call, for the message."""
     if isinstance(answer, Mixture):
-        return checked(answer, where)
-    if not bool(answer.values.isfinite().all()):
-        raise ValueError(
+        return doubt(answer, doubts, lambda: where)
+    doubts.note(
+        answer.values.isfinite().all(),
+        lambda: (
             f"The model gave a DX policy whose points are not numbers{where and f' ({where})'}. Half precision may "
             "have overflowed (load the model in bf16 or fp32), or the adapter is damaged."
-        )
-    return answer
+        ),
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -251,18 +253,21 @@ class PiFlow:
         nodes = falling(sigmas)
         calls = sum(a != b for a, b in pairwise(nodes))
         dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
-        made = 0
+        made, doubts = 0, Doubts()
         for step, (sigma, sigma_next) in enumerate(pairwise(nodes)):
             if sigma == sigma_next:
                 continue
             made += 1
             where = f"at sigma {sigma:.4g}, step {step + 1} of {len(nodes) - 1}"
-            answer = checked_answer(predict(x.to(dtype), sigma), where)
+            answer = predict(x.to(dtype), sigma)
+            doubt_answer(answer, doubts, where)
             policy = policy_of(answer, x, sigma, 1.0 if made == calls else self.heat(calls))
             if on_step:
                 on_step(step, sigma, x.to(dtype), value_of(answer).to(dtype))
-            x = finite(self.advance(policy, x, sigma, sigma_next, noise), where)
+            x = self.advance(policy, x, sigma, sigma_next, noise)
+            doubt_step(x, doubts, where)
             del answer, policy  # a call of the model finds no K-fold latent in memory
+        doubts.settle()
         return x.to(dtype)
 
     def heat(self, calls: int) -> float:

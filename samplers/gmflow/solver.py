@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Protocol
 
@@ -14,8 +15,9 @@ from ..choices import check_choice
 from ..contract import Noise, OnStep
 from ..noise_law import FLOW
 from ..sigmas import checked_sigmas
+from .doubts import Doubts
 from .guidance import Earlier, Prediction, second_order
-from .mixture import Mixture, checked, choose, mean, sample, tempered
+from .mixture import Mixture, choose, doubt, mean, sample, tempered
 from .transition import Posterior, bridge, wide_std
 
 MOST_SUBSTEPS = 100_000  # between two calls: more is a slip, and takes hours
@@ -72,7 +74,7 @@ class GMFlow:
     equal sigmas leads nowhere and costs no call.
     Differs: a last step to 0 takes the mean. The authors' "sde" ends on a sample, and their "mean_wide" adds noise.
     Raises ValueError for options out of range, for sigmas that rise, are no numbers or lie outside of [0, 1], and for
-    NaN or infinity, from the model or from a step that overflowed, with the call where it began.
+    NaN or infinity, from the model or from a step that overflowed: in the end, with the call where it began.
     """
 
     mode: str = "ode"
@@ -108,21 +110,24 @@ class GMFlow:
         nodes = falling(sigmas)
         dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
         earlier: Earlier | None = None
+        doubts = Doubts()
         for step, (sigma, sigma_next) in enumerate(pairwise(nodes)):
             if sigma == sigma_next:
                 continue
             where = f"at sigma {sigma:.4g}, step {step + 1} of {len(nodes) - 1}"
             prediction = predict(x.to(dtype), sigma)
-            checked(prediction.mixture, where)
+            doubt(prediction.mixture, doubts, partial(str, where))
             mixture = self.mixture_of(prediction, earlier, sigma - sigma_next)
             if on_step:
                 on_step(step, sigma, x.to(dtype), mean(mixture).to(dtype))
-            x_next = finite(self.advance(mixture, x, sigma, sigma_next, noise), where)
+            x_next = self.advance(mixture, x, sigma, sigma_next, noise)
+            doubt_step(x_next, doubts, where)
             if self.order == 2 and sigma_next > 0:
                 expected = Posterior(prediction.mixture, x, sigma).mean_at(x_next, sigma_next)
                 earlier = Earlier(expected, sigma - sigma_next)
             x = x_next
             del prediction, mixture  # a call of the model finds no K-fold latent in memory
+        doubts.settle()
         return x.to(dtype)
 
     def mixture_of(self, prediction: Prediction, earlier: Earlier | None, h: float) -> Mixture:
@@ -197,11 +202,12 @@ def falling(sigmas: Tensor) -> list[float]:
     return nodes
 
 
-def finite(x: Tensor, where: str) -> Tensor:
-    """x itself. Raises ValueError where a step turned usable predictions into numbers that are none."""
-    if not bool(x.isfinite().all()):
-        raise ValueError(
+def doubt_step(x: Tensor, doubts: Doubts, where: str) -> None:
+    """Has it looked at later whether a step turned usable predictions into numbers that are none."""
+    doubts.note(
+        x.isfinite().all(),
+        lambda: (
             f"GMFlow's own step overflowed {where}: the model's mixture was too large or too narrow for the numbers of "
             "this device. Use more steps, less guidance, or the model in fp32."
-        )
-    return x
+        ),
+    )

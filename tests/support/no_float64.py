@@ -6,8 +6,11 @@ it, until it is brought to the CPU. There, as on the device, the numbers are the
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,17 @@ from torch.utils._pytree import tree_any, tree_map_only
 
 DEVICE = torch.device("mps")  # the name; nothing is moved anywhere
 CPU = torch.device("cpu")
+NUMBERS = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "nonzero", "equal", "allclose", "unique"}
+
+
+class Ran(list[str]):
+    """The names of the sampler functions that ran, and where they waited for the device: for a number or a copy."""
+
+    def __init__(self) -> None:
+        self.reads: list[str] = []
+
+
+ran = Ran()
 
 
 class OnDevice(torch.Tensor):
@@ -42,6 +56,14 @@ def off_device(tree: Any) -> Any:
     return tree_map_only(OnDevice, lambda t: t.as_subclass(torch.Tensor), tree)
 
 
+def place() -> str:
+    """Who calls torch, as "file:line"."""
+    frame: Any = sys._getframe(1)
+    while frame.f_code.co_filename == __file__ or f"{os.sep}torch{os.sep}" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
 def compute(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """One operation of torch, its result where the device would have it."""
     here = tree_any(lambda leaf: isinstance(leaf, OnDevice), (args, kwargs))
@@ -58,10 +80,17 @@ def compute(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         there = torch.device(wanted) == DEVICE
     else:
         there = here and func.__name__ != "cpu"
+    if here and (func.__name__ in NUMBERS or (func.__name__ in ("to", "cpu") and not there) or by_mask(func, args)):
+        ran.reads.append(place())
     args, kwargs = tree_map_only(torch.device, lambda d: CPU if d == DEVICE else d, off_device((args, kwargs)))
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **kwargs)
         return tree_map_only(Tensor, on_device, result) if there else result
+
+
+def by_mask(func: Callable, args: tuple) -> bool:
+    """Whether a mask on the device says which elements are taken: how many they are has to be waited for."""
+    return func.__name__ == "__getitem__" and isinstance(args[1], OnDevice) and args[1].dtype == torch.bool
 
 
 class Model:
@@ -81,11 +110,12 @@ class Model:
 
 
 @contextmanager
-def device_without_float64(monkeypatch) -> Iterator[list[str]]:
-    """All sampling of the host on such a device; yields the names of the sampler functions that ran."""
+def device_without_float64(monkeypatch) -> Iterator[Ran]:
+    """All sampling of the host on such a device; yields what ran there."""
     import comfy.samplers
 
-    ran: list[str] = []
+    ran.clear()
+    ran.reads.clear()
     original = comfy.samplers.KSAMPLER.sample
 
     def sample(self, *args, **kwargs):

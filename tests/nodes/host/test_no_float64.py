@@ -167,3 +167,50 @@ def test_spectral_draws():
     with Mode():
         drawn = draw(mixture, lambda: on_device(torch.randn(2, 4, 8, 8)))
     assert isinstance(drawn, OnDevice) and drawn.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The device is waited for as often in a long run as in a short one: for the schedule, and once in the end
+
+
+def samplers() -> dict[str, Any]:
+    """One of every kind, by name."""
+    from fewstep.nodes.host.dpm_solver_v3 import Choice, dpm_solver_v3_sampler
+    from fewstep.nodes.host.sampler import restart_sampler
+    from fewstep.samplers.dpm_solver_v3 import Options
+
+    v3 = dpm_solver_v3_sampler(Choice(Options(2, "everywhere"), None, "data", "when_checked", None))
+    return field.ours() | {
+        "deis rhoab": field.deis("rhoab", 4, "model"),
+        "restart": restart_sampler(None, 1.0),
+        "v3": v3,
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["deis tab", "deis rhoab", "deis rhork", "deis ipndm", "flow map", "flow map ctm", "restart", "v3", "gmflow"],
+)
+def test_no_step_waits_for_the_device(device, name):
+    def reads(steps: int) -> list[str]:
+        device.reads.clear()
+        if name == "gmflow":
+            drawn_from_mixtures(steps)
+        else:
+            model, *prompts = exact("flow")
+            draw(samplers()[name], torch.linspace(1, 0, steps + 1).tolist(), model, *prompts)
+        return list(device.reads)
+
+    short, long = reads(4), reads(12)
+    assert short and len(short) == len(long) <= 3, (short, long)
+
+
+def drawn_from_mixtures(steps: int) -> None:
+    from fewstep.nodes.host.gmflow import Choice, Guidance, gmflow_guider, gmflow_sampler
+    from fewstep.nodes.models.demo import load_clip, load_model
+
+    clip, noise = load_clip(), torch.randn(2, 3, 16, 16)
+    prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", "")]
+    used = gmflow_guider(load_model("gmflow"), *prompts, Guidance(0.45))
+    sampler, sigmas = gmflow_sampler(Choice("sde", 2, 0, 0.9, False)), torch.linspace(1, 0, steps + 1)
+    used.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
