@@ -354,7 +354,7 @@ def test_it_says_what_is_known_and_what_it_takes():
     assert "2 model calls for each of the sampler's" in held()[1]
     assert "4 model calls" in held(iterations=3)[1] and "pulled" in held(project=False)[1]
     assert held(scale=0.0)[1].count("\n") == 0
-    assert "sampling stops" in held(gradient="model")[1]
+    assert "on a latent of 16 x 16" in held(gradient="auto")[1] and "sampling stops" in held(gradient="model")[1]
 
 
 def test_grey_is_by_the_colours_of_the_hosts_preview():

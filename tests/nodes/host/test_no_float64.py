@@ -10,7 +10,7 @@ from fewstep.samplers.guidance import ProbabilisticGuidance
 from support import field
 from support.examples import mostly
 from support.mixture import picture_like
-from support.no_float64 import DEVICE, Mode, OnDevice, device_without_float64, on_device
+from support.no_float64 import DEVICE, Mode, OnDevice, device_without_float64, off_device, on_device, ran
 
 pytestmark = pytest.mark.usefixtures("host")
 
@@ -167,6 +167,25 @@ def test_spectral_draws():
     with Mode():
         drawn = draw(mixture, lambda: on_device(torch.randn(2, 4, 8, 8)))
     assert isinstance(drawn, OnDevice) and drawn.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["inpaint", "downsample 4", "grey", "blur"])
+def test_pictures_held_to_what_is_known(name):
+    """Nor is the device waited for, after the measurement is there."""
+    from comfy.latent_formats import SD15
+    from fewstep.nodes.host.constraint import Known, Wanted
+    from fewstep.nodes.host.slope import Nearby, Slope
+
+    unknown = torch.eye(16)[None, None] if name == "inpaint" else None
+    operator = Wanted(name, 1.0, True).on(SD15())
+    with Mode():
+        x, sigmas = on_device(torch.randn(2, 4, 16, 16)), on_device(torch.ones(2))
+        measurement = Known(operator, torch.randn(1, 4, 16, 16), unknown).on(x)
+        ran.reads.clear()
+        denoised, moved = Slope("differences", 3, None).by_differences(Nearby(torch.tanh, x, sigmas), measurement)
+        held = measurement.kept(denoised + moved)
+    assert isinstance(held, OnDevice) and off_device(held).isfinite().all() and off_device(moved).any()
+    assert ran.reads == []
 
 
 # ---------------------------------------------------------------------------------------------------------
