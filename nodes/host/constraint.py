@@ -252,7 +252,7 @@ def memory_words(model: ModelPatcher, known: Known, wanted: Wanted) -> str:
     ordinary = model.model.memory_required(shape)
     otherwise = f"{calls} calls are made instead" if wanted.gradient == "auto" else "sampling stops"
     return (
-        f"Memory: ComfyUI reckons with {in_words(ordinary)} for an ordinary call on a latent of {by(shape[2:])}, beside "
-        "the weights. A gradient keeps what every layer computes on the way: with a large model many times that. Where "
-        f"it does not fit, {otherwise}."
+        f"Memory: ComfyUI reckons with {in_words(ordinary)} for an ordinary call on a latent of {by(shape[2:])}, "
+        "beside the weights. A gradient keeps what every layer computes on the way: with large models many times that. "
+        f"Where it does not fit, {otherwise}."
     )
