@@ -230,6 +230,6 @@ def drawn_from_mixtures(steps: int) -> None:
 
     clip, noise = load_clip(), torch.randn(2, 3, 16, 16)
     prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", "")]
-    used = gmflow_guider(load_model("gmflow"), *prompts, Guidance(0.45))
+    used = gmflow_guider(load_model("gmflow"), prompts[0], prompts[1], Guidance(0.45))
     sampler, sigmas = gmflow_sampler(Choice("sde", 2, 0, 0.9, False)), torch.linspace(1, 0, steps + 1)
     used.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=1)
