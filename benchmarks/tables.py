@@ -49,11 +49,19 @@ def known() -> str:
     return inverse.table(results("inverse"))
 
 
+def built() -> str:
+    """The host's families at full size: what our nodes cost there."""
+    import architectures
+
+    return architectures.table(results("architectures"))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "Tune on the bundled network": lambda: tuned("demo"),
     "Tune on mixtures": lambda: tuned("mixture"),
     "the field's samplers": field,
     "prompt_cfg": guided,
+    "networks at full size": built,
     "inverse problems": known,
 }
 

@@ -41,11 +41,20 @@ class Curve:
 
         self.values = s.flip(0).cummax(0).values.flip(0)
         levels, logs = ratios.flip(0).log().double(), self.values.flip(0).clamp(min=1e-12).log().double()
-        self.levels, self.cubics = levels, torch.from_numpy(PchipInterpolator(levels.numpy(), logs.numpy()).c)
+        self.pieces = levels, torch.from_numpy(PchipInterpolator(levels.numpy(), logs.numpy()).c)
+        self.moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def pieces_for(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Levels and cubics where `like` is, brought there once."""
+        kind = like.device, like.dtype
+        if kind not in self.moved:
+            levels, cubics = self.pieces
+            self.moved[kind] = levels.to(like), cubics.to(like)
+        return self.moved[kind]
 
     def at(self, ratio: Tensor) -> Tensor:
         """On the ratio's device, which is not waited for."""
-        levels, cubics = self.levels.to(ratio), self.cubics.to(ratio)
+        levels, cubics = self.pieces_for(ratio)
         place = ratio.log()
         inside = place.clamp(levels[0], levels[-1])
         piece = torch.bucketize(inside, levels[1:-1])

@@ -29,7 +29,7 @@ from ...schedulers.tuning.tuning import Tuning
 from .deis import StagedSampler, deis_sampler
 from .dpm_solver_v3 import Choice, dpm_solver_v3_sampler
 from .dual_fast import sample_dual_fast
-from .guiders import Recognised, fresh
+from .guiders import fresh, recognised
 from .identity import BOOST
 from .loading import searched
 from .noise_law import noise_law
@@ -151,7 +151,6 @@ class Boost:
     tuning: Tuning | None = None
     report: Report | None = None
     nodes: Mapping[str, Any] = field(default_factory=dict)
-    recognised: Recognised = field(default_factory=Recognised)
 
     def __call__(self, executor, noise: Tensor, latent_image: Tensor, sampler, sigmas: Tensor, *args, **given):
         if not measures(sampler):
@@ -193,14 +192,14 @@ class Boost:
             if len(sigmas) < 2:
                 raise ValueError(f"the connected sigmas are {len(sigmas)}; a schedule has two or more.")
             return run.curve(sigmas), ()
-        curve, remarks = searched(self.schedule, self.recognised(run.guider), run.law, steps)
+        curve, remarks = searched(self.schedule, recognised(run.guider), run.law, steps)
         return curve, tuple(remarks[1:])
 
     def by_tuning(self, run: Run, tuning: Tuning) -> Instead:
         """The table for the run's calls, or what needs no measurement. Raises ValueError for a sampler that stays."""
         if why := why_theirs(run.sampler):
             raise ValueError(why)
-        here, shift = self.recognised(run.guider), shift_of(run.sampling, run.law)
+        here, shift = recognised(run.guider), shift_of(run.sampling, run.law)
         chosen = choose(tuning, here, run.law, shift, (run.sigmas[0], run.sigmas[-1]), run.calls)
         if chosen.table is None:
             own = by_recipe(run, self.report)

@@ -17,7 +17,7 @@ from ...samplers.dpm_solver_v3.measured import Measured
 from ...samplers.noise_law import NoiseLaw
 from ...samplers.sigmas import checked_sigmas, without_repeats
 from ...samplers.streams import ALONE, Streams
-from .guiders import identify_guided
+from .guiders import recognised
 from .identity import differences
 from .noise_law import noise_law
 from .progress import Report
@@ -179,7 +179,7 @@ def table_of_run(
     if sigmas[-1] > sigmas[0]:
         said = f"{calls} calls with {choice.prediction} prediction: statistics are for falling sigmas, and these rise."
         return None, choice.options.order, [said]
-    here = identify_guided(getattr(guider, "at_rest", guider))  # reads all weights, once
+    here = recognised(getattr(guider, "at_rest", guider))
     beyond = beyond_check(choice.measured, calls, guider.inner_model.model_sampling, sigmas)
     return table_for(choice, calls, here, item, beyond, streams)
 

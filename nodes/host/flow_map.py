@@ -31,7 +31,7 @@ class Noticed(Tensor):
 
     @classmethod
     def of(cls, value: float, device: torch.device) -> Noticed:
-        made = torch.tensor(value, dtype=torch.float32, device=device).as_subclass(cls)
+        made = torch.full((), value, dtype=torch.float32, device=device).as_subclass(cls)
         made.was_read = False
         return made
 

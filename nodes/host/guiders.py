@@ -116,6 +116,9 @@ class Recognised:
         return as_guided(facts, guider)
 
 
+recognised = Recognised()
+
+
 def numbers_of(guider: comfy.samplers.CFGGuider) -> dict[str, Any]:
     """What its `set_cfg` takes, by name: cfg; cfg1, cfg2 and nested; video_cfg and audio_cfg."""
     setter = getattr(guider, "set_cfg", None)

@@ -24,7 +24,7 @@ NUMBERS = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "n
 
 
 class Ran(list[str]):
-    """The names of the sampler functions that ran, and where they waited for the device: for a number or a copy."""
+    """The names of the sampler functions that ran, and where they waited for the device: for copies, both ways."""
 
     def __init__(self) -> None:
         self.reads: list[str] = []
@@ -81,6 +81,9 @@ def compute(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     else:
         there = here and func.__name__ != "cpu"
     if here and (func.__name__ in NUMBERS or (func.__name__ in ("to", "cpu") and not there) or by_mask(func, args)):
+        ran.reads.append(place())
+    brought = func.__name__ in ("tensor", "as_tensor") or (func.__name__ == "to" and not kwargs.get("non_blocking"))
+    if brought and there and not here:
         ran.reads.append(place())
     args, kwargs = tree_map_only(torch.device, lambda d: CPU if d == DEVICE else d, off_device((args, kwargs)))
     with torch._C.DisableTorchFunctionSubclass():

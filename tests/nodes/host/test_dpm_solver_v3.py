@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from functools import lru_cache
 
 import pytest
@@ -228,3 +229,16 @@ def test_a_model_that_answers_nan_is_said_with_its_step():
     fail(patcher, at=4)
     draw("eps", sigmas_of("eps", "beta", 8), patcher=patcher, report=said)
     assert "NaN or infinity at step " in said.entry["text"] and "items 0, 1, 2, 3 of the batch" in said.entry["text"]
+
+
+def test_a_model_is_looked_at_once(monkeypatch):
+    """Its weights leave the device for that, which takes longer than a call: a second run knows it."""
+    from fewstep.nodes.host import guiders
+    from fewstep.nodes.host.identity import identify
+
+    looked: list[int] = []
+    monkeypatch.setattr(guiders, "identify", lambda model: looked.append(1) or identify(model))
+    monkeypatch.setattr(guiders.recognised, "models", weakref.WeakKeyDictionary())
+    for _ in range(2):
+        draw("flow", sigmas_of("flow", "beta", 6), measured("flow"))
+    assert len(looked) == 1
