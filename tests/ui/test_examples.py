@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import os
-import time
 from itertools import combinations
 from pathlib import Path
 
@@ -26,6 +25,16 @@ PICTURES = Path(__file__).with_name("pictures")
 SAME = 4  # of 255, in the mean: other processors round otherwise
 EVERY = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 REPORTS = "[...document.querySelectorAll('.fewstep-report')].map(element => element.textContent)"
+# The host says that nothing is executed any more when the job, all of whose news came before, is in its history.
+QUEUE = """() => {
+    const { api } = window.comfyAPI.api;
+    window.fewstepEnded = false;
+    const heard = ({ detail }) => {
+        if (detail) return;
+        window.fewstepEnded = true;
+        api.removeEventListener("executing", heard); };
+    api.addEventListener("executing", heard);
+    window.app.queuePrompt(0); }"""
 BOXES = {
     "classic": "window.app.graph.nodes.map(n => [n.type, n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30])",
     "nodes2": """[...document.querySelectorAll('[data-node-id]')].map(element => {
@@ -41,15 +50,12 @@ def load(page, path: Path) -> dict:
 
 
 def run(page, server) -> dict:
-    """Queue what is loaded, and wait until nothing is left in the queue and the page has heard of it. The history."""
-    page.wait_for_timeout(500)
+    """Queue what is loaded, and wait until the page has heard that it has ended, and shows it. The history."""
     done = set(server.get("/history").json())
-    page.evaluate("window.app.queuePrompt(0)")
-    deadline = time.monotonic() + 240
-    while not (new := server.get("/history").json().keys() - done) and time.monotonic() < deadline:
-        page.wait_for_timeout(200)
-    page.wait_for_timeout(1500)
-    (number,) = new
+    page.evaluate(QUEUE)
+    page.wait_for_function("window.fewstepEnded", timeout=240_000)
+    page.evaluate("new Promise(shown => requestAnimationFrame(() => requestAnimationFrame(shown)))")
+    (number,) = server.get("/history").json().keys() - done
     return server.get(f"/history/{number}").json()[number]
 
 
