@@ -34,7 +34,7 @@ VISION = ["torchvision==0.28.0"]
 AUDIO = ["torchaudio==2.11.0"]
 TOOLS = ["requests", "websocket-client", "matplotlib"]
 TESTS = ["pytest==8.4.2", "ruff==0.14.5", "mypy==1.18.2", "types-requests", "playwright>=1.50"]
-TESTS += ["hypothesis==6.155.2", "pytest-xdist==3.8.0"]
+TESTS += ["hypothesis==6.155.2", "pytest-xdist==3.8.0", "comfy-import-guard==1.3.0"]
 NEEDED_BYTES = 3 * 2**30
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 LABEL, DRAWS, STEPS = 0, 1024, 25
 CFGS = {"eps": (3.0, 5.0, 7.5, 12.0), "flow": (4.0,)}
-STRENGTHS = (0.05, 0.1, 0.2, 0.3, 0.5)
+STRENGTHS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 SHARES = (1.0, 0.5, 0.0)  # of the part along the prediction, which is taken out
 GRID: dict[str, tuple[dict[str, Any], ...]] = {
     "cfg": ({},),

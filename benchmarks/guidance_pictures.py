@@ -64,6 +64,19 @@ POINTS = [
     *by_cfg("CFG-Zero*", "CFG-Zero*"),
     *by_cfg("TCFG", "TCFG"),
     *by_cfg("cfg between ratios .3 and 3", "interval", low=0.3, high=3.0),
+    *by_cfg("ours, prompt_cfg 8", "ours cap", strength=0.3, prompt_cfg=8.0),
+    *(
+        Point(f"ours, cap {w:g}", f"prompt_cfg {least:g}", "ours cap", HIGH, {"strength": w, "prompt_cfg": least})
+        for w, least in ((0.0, 8.0), (0.15, 8.0), (0.5, 8.0), (0.3, 3.0), (0.3, 5.0))
+    ),
+    *(
+        Point(f"ours, {bands} bands", f"{w:g}", "ours cap", HIGH, {"strength": w, "prompt_cfg": 8.0, "bands": bands})
+        for bands in ("4", "8")
+        for w in (0.3, 0.7)
+    ),
+    *by_cfg("magnitude", "magnitude", strength=1.0),
+    *by_cfg("frequency", "frequency", strength=0.5),
+    *by_cfg("zero_star", "zero_star", strength=0.0),
     *(
         Point("ours, cap .5, plain cfg before", f"{start:g}", "ours cap", HIGH, {"strength": 0.5, "start": start})
         for start in (0.05, 0.1, 0.2)
@@ -73,8 +86,8 @@ SHOWN_KINDS = ("APG, eta 0, threshold 5", "RescaleCFG .7", "CFGNorm 1", "TCFG", 
 GRID = [
     Point("cfg", "cfg 3", "cfg", 3.0),
     *(point for point in POINTS if point.dial == "cfg 12" and point.curve in ("cfg", *SHOWN_KINDS)),
-    Point("ours, cap .5", "cfg 12", "ours cap", 12.0, {"strength": 0.5}),
-    Point("ours, cap .5", "cfg 12, plain before .1", "ours cap", 12.0, {"strength": 0.5, "start": 0.1}),
+    Point("ours, prompt_cfg 1", "cfg 12", "ours cap", 12.0, {"strength": 0.5}),
+    Point("ours, prompt_cfg 8", "cfg 12", "ours cap", 12.0, {"strength": 0.3, "prompt_cfg": 8.0}),
 ]
 
 
@@ -94,6 +107,16 @@ class Row:
     clipped: float
     saturated: float
     chroma: float
+
+
+def spreads_of(model, clip, texts: list[str]) -> dict[str, Any]:
+    """Measured on some of the prompts, by the number of bands."""
+    return {bands: spread_of(model, coded(clip, texts[:8]), SHAPE, bands) for bands in ("1", "4", "8")}
+
+
+def guided(model, spreads: dict[str, Any], point: Point):
+    setting = dict(point.setting)
+    return applied(point.kind, model, spreads[setting.pop("bands", "1")], setting)
 
 
 def draw(model, conditioning: tuple[list, list], cfg: float) -> Tensor:
@@ -174,12 +197,12 @@ def curves(rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def grid(model, clip, spread, path: Path) -> None:
+def grid(model, clip, spreads: dict[str, Any], path: Path) -> None:
     """Eight prompts with the same noise, a row a kind of guidance, with its name."""
     conditioning = coded(clip, SHOWN)
     sheet = Image.new("RGB", (200 + 96 * len(SHOWN), 96 * len(GRID)), "white")
     for row, point in enumerate(GRID):
-        x = draw(applied(point.kind, model, spread, point.setting), conditioning, point.cfg).clamp(-1, 1)
+        x = draw(guided(model, spreads, point), conditioning, point.cfg).clamp(-1, 1)
         name = f"{point.curve}\n{point.dial}"
         ImageDraw.Draw(sheet).text((8, 96 * row + 34), name, "black", font_size=13)
         for column, one in enumerate(x.permute(0, 2, 3, 1).add(1).mul(127.5).round().byte().numpy()):
@@ -188,10 +211,10 @@ def grid(model, clip, spread, path: Path) -> None:
     sheet.save(path, quality=90)
 
 
-def done(path: Path) -> list[Row]:
+def done(path: Path, points: list[Point]) -> list[Row]:
     """What an earlier run has measured."""
     rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
-    if any((row.curve, row.dial) != (point.curve, point.dial) for row, point in zip(rows, POINTS, strict=False)):
+    if any((row.curve, row.dial) != (point.curve, point.dial) for row, point in zip(rows, points, strict=False)):
         raise SystemExit(f"{path} holds other settings than these. Give another file with --out.")
     return rows
 
@@ -205,6 +228,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("guidance_pictures.json"), help="a stopped run goes on from it"
     )
+    parser.add_argument("--only", nargs="+", default=[""], help="curves with one of these in their names")
     parser.add_argument("--curves", type=Path, help="a PNG of the curves")
     parser.add_argument("--grid", type=Path, help="instead: a picture of eight prompts")
     args = parser.parse_args()
@@ -213,13 +237,14 @@ def main() -> None:
     data, wanted = torch.from_numpy(pictures(package, emoji)), prompts(emoji, args.prompts)
     texts = [one.name for one in wanted]
     model, clip = load_model("flow"), load_clip()
-    spread = spread_of(model, coded(clip, texts[:8]), SHAPE)
+    spreads = spreads_of(model, clip, texts)
     if args.grid:
-        grid(model, clip, spread, args.grid)
+        grid(model, clip, spreads, args.grid)
         return
-    rows, conditioning = done(args.out), coded(clip, texts)
-    for point in POINTS[len(rows) :]:
-        x = draw(applied(point.kind, model, spread, point.setting), conditioning, point.cfg)
+    points = [point for point in POINTS if any(text in point.curve for text in args.only)]
+    rows, conditioning = done(args.out, points), coded(clip, texts)
+    for point in points[len(rows) :]:
+        x = draw(guided(model, spreads, point), conditioning, point.cfg)
         rows.append(Row(point.curve, point.dial, **measured(x, wanted, emoji, data)))
         args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
         print(rows[-1], flush=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from error_per_call import comfy
 from fewstep.samplers.guidance import MODES
+from fewstep.samplers.rivals import RIVALS
 from torch import Tensor
 
 
@@ -33,11 +34,21 @@ def within(model, low: float, high: float):
     return model
 
 
-def ours(model, mode: str, spread, strength: float, orthogonal: float = 1.0, start: float = 0.0):
+def ours(
+    model, mode: str, spread, strength: float, orthogonal: float = 1.0, prompt_cfg: float = 1.0, start: float = 0.0
+):
     from fewstep.nodes.host.guidance import guided_model
     from fewstep.samplers.guidance import ProbabilisticGuidance
 
-    return guided_model(model, ProbabilisticGuidance(strength, mode, orthogonal), start, 1.0, spread)[0]
+    return guided_model(model, ProbabilisticGuidance(strength, mode, orthogonal, prompt_cfg), start, 1.0, spread)[0]
+
+
+def rival(model, mode: str, strength: float):
+    """Other guidance of ours."""
+    from fewstep.nodes.host.guidance import guided_model
+    from fewstep.samplers.rivals import Rival
+
+    return guided_model(model, Rival(mode, strength), 0.0, 1.0, None)[0]
 
 
 def ours_within(model, spread, strength: float, low: float, high: float):
@@ -56,15 +67,17 @@ def applied(kind: str, model, spread, setting: dict[str, Any]):
         "CFG-Zero*": lambda: node("nodes_cfg.CFGZeroStar").execute(model).args[0],
         "TCFG": lambda: node("nodes_tcfg.TCFG").execute(model).args[0],
         "interval": partial(within, model),
+        **{mode: partial(rival, model, mode) for mode in RIVALS},
     }
     return made[kind](**setting)
 
 
-def spread_of(model, conditioning: tuple[list, list], shape):
+def spread_of(model, conditioning: tuple[list, list], shape, bands: str = "1"):
     """As the node measures it at its defaults, on latents of a shape (C, H, W)."""
     from fewstep.nodes.measuring.spread import Request, measure_spread
 
-    return measure_spread(Request(model, *conditioning, 4.0, torch.zeros(8, *shape), 5, images=8, levels=12), None)
+    asked = Request(model, *conditioning, 4.0, torch.zeros(8, *shape), 5, images=8, levels=12, bands=bands)
+    return measure_spread(asked, None)
 
 
 def drawn(model, conditioning: tuple[list, list], shape, cfg: float, scheduler: str, steps: int) -> Tensor:

@@ -3,12 +3,14 @@
 Named: over 100 prompts (names from the data), 30 steps at cfg 3, the nearest neighbour of the drawn picture, by
 squared distance of pixels, is the named picture or one of its subcategory. Error: of the velocity against the
 exact posterior mean over the training pictures, which is known in closed form for the empty prompt.
+With --few-calls and --mixtures: figures of GMFlow, in the place of those.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +26,16 @@ import comfy.model_management  # noqa: E402
 import comfy.samplers  # noqa: E402
 from fewstep.nodes.host.gmflow import Choice, Guidance, gmflow_guider, gmflow_sampler  # noqa: E402
 from fewstep.nodes.host.guiders import guider_for  # noqa: E402
+from fewstep.nodes.host.mixtures import Recorder  # noqa: E402
 from fewstep.nodes.models.demo import EmojiLatent, load_clip, load_model  # noqa: E402
+from fewstep.samplers.contract import Denoiser  # noqa: E402
+from fewstep.samplers.gmflow.guidance import spread_of  # noqa: E402
+from fewstep.samplers.gmflow.mixture import Mixture, mean  # noqa: E402
+from fewstep.samplers.gmflow.transition import Posterior  # noqa: E402
+from fewstep.samplers.noise_law import FLOW  # noqa: E402
 
 HERE = Path(__file__).parent
+INTERVALS = ((1.0, 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.125), (0.875, 0.75), (0.625, 0.5), (0.375, 0.25))
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 
@@ -118,22 +127,84 @@ def sheet(drawn: Tensor, columns: int, path: Path) -> None:
 
 
 def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, path: Path | None) -> None:
-    """Named pictures, and the distance to the nearest one, at 4 and 8 calls, a line and a row of pictures a setting."""
-    ode, first, sde = (Choice(mode, order, 0, 1.0, False) for mode, order in (("ode", 2), ("ode", 1), ("sde", 2)))
+    """Named pictures, and the distance to the nearest one, at 2 to 8 calls, a line and a row of pictures a setting."""
+    choices = [Choice(mode, order, 0, 1.0, False) for mode in ("ode", "sde") for order in (1, 2)]
+    first, ode, _, sde = choices
     settings = [Setting("flow", "euler", cfg) for cfg in (3.0, 1.5)]
-    settings += [Setting("gmflow", sampler) for sampler in ("euler", ode, sde)] + [Setting("gmflow", sde, 1.5)]
+    samplers: list[str | Choice] = ["euler", *choices]
+    settings += [Setting("gmflow", sampler, cfg) for cfg in (3.0, 1.5) for sampler in samplers]
     settings += [Setting("gmflow", sampler, strength=0.45) for sampler in ("euler", first, ode, sde)]
     settings += [Setting("gmflow", ode, strength=0.7), Setting("gmflow", sde, strength=0.2)]
     rows = []
-    for calls in (4, 8):
+    for calls in (2, 4, 6, 8):
         for setting in settings:
             drawn = draw(setting, texts, calls, seed=0)
             rows.append(drawn[:8])
             itself, kind = named(drawn, wanted, emoji, data)
-            row = {"calls": calls, **setting.words, "of": 100, "named_picture": itself, "its_subcategory": kind}
+            row = {"calls": calls, **setting.words, "of": len(texts), "named_picture": itself, "its_subcategory": kind}
             print(json.dumps(row | {"to_the_nearest": round(to_the_nearest(drawn, data), 4)}), flush=True)
     if path:
         sheet(torch.cat(rows), 8, path)
+
+
+def mixtures(texts: list[str], x0: Tensor) -> Iterator[dict[str, float]]:
+    """What the mixture at t knows of the model's answer D at u: mean squares, cfg 1.
+
+    spread: the mixture's variance, and the pictures' about its mean. neighbours: the correlation of what is left of
+    the pictures between a pixel and the next. Then D less the mixture's mean, as Euler takes it, and less its mean once
+    x at u is known, as GM-ODE's sub-steps take it: for x of the pictures with noise, and on the model's own path.
+    """
+    found: list[dict[str, float]] = []
+
+    def sampled(wrap, x, sigmas, extra_args=None, **rest) -> Tensor:
+        def call(x: Tensor, sigma: float) -> tuple[Tensor, Mixture]:
+            recorder = Recorder(x.shape)
+            options = recorder.on(extra_args["model_options"])
+            denoised = wrap(x, x.new_full((len(x),), sigma), **(extra_args | {"model_options": options}))
+            mixture = recorder.sides[0]
+            assert isinstance(mixture, Mixture)
+            return denoised, mixture
+
+        generator = torch.Generator().manual_seed(5)
+        for t, u in INTERVALS:
+            noise, more = (torch.randn(x0.shape, generator=generator) for _ in range(2))
+            at_u = FLOW.noised(x0, u, noise)
+            at_t = FLOW.renoise(at_u, u, t, more)
+            denoised, mixture = call(at_t, t)
+            own = own_path(lambda x, sigma: call(x, sigma)[0], at_t, t, u)
+            found.append({"t": t, "u": u} | of_residuals(x0 - denoised, mixture))
+            for name, x in (("pictures", at_u), ("path", own)):
+                later, knows = call(x, u)[0], Posterior(mixture, at_t, t)
+                found[-1] |= {f"{name}_mean": square(later - mean(mixture))}
+                found[-1] |= {f"{name}_known": square(later - knows.mean_at(x, u))}
+        return x
+
+    prompts = encode(load_clip(), texts)
+    guider = guider_for(load_model("gmflow"), prompts, [], 1.0)
+    sampler = comfy.samplers.KSAMPLER(sampled)
+    guider.sample(x0, torch.zeros_like(x0), sampler, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=1)
+    yield from found
+
+
+def own_path(denoise: Denoiser, x: Tensor, t: float, u: float, steps: int = 6) -> Tensor:
+    """x at u of the probability flow from x at t, by Euler's steps."""
+    for i in range(steps):
+        here, there = (t + (u - t) * n / steps for n in (i, i + 1))
+        x = torch.lerp(denoise(x, here), x, there / here)
+    return x
+
+
+def of_residuals(left: Tensor, mixture: Mixture) -> dict[str, float]:
+    beside = (left[..., 1:] * left[..., :-1]).mean().item()
+    return {
+        "spread_told": spread_of(mixture).mean().item(),
+        "spread_true": square(left),
+        "neighbours": beside / square(left),
+    }
+
+
+def square(x: Tensor) -> float:
+    return x.square().mean().item()
 
 
 def to_the_nearest(drawn: Tensor, data: Tensor) -> float:
@@ -146,20 +217,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / ".state", help="where the picture archive is or goes")
     parser.add_argument("--sheet", type=Path, help="a PNG of some pictures; with --few-calls only if given")
-    parser.add_argument("--few-calls", action="store_true", help="4 and 8 model calls instead, GMFlow beside Euler")
+    parser.add_argument("--few-calls", action="store_true", help="2 to 8 model calls instead, GMFlow beside Euler")
+    parser.add_argument("--mixtures", action="store_true", help="what GMFlow's mixtures know of the next call, instead")
+    parser.add_argument("--prompts", type=int, default=100, help="how many")
     args = parser.parse_args()
     package = download(args.data)
     emoji = select(package)
     data = torch.from_numpy(pictures(package, emoji))
-    wanted = prompts(emoji, 100)
+    wanted = prompts(emoji, args.prompts)
     texts = [e.name for e in wanted]
     if args.few_calls:
         few_calls(texts, wanted, emoji, data, args.sheet)
         return
+    if args.mixtures:
+        for row in mixtures(texts, EmojiLatent().process_in(data[[emoji.index(one) for one in wanted]])):
+            print(json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
+        return
     for variant in ("eps", "gmflow"):
         drawn = draw(Setting(variant), texts, 30, seed=0)
         itself, kind = named(drawn, wanted, emoji, data)
-        print(json.dumps({"variant": variant, "of": 100, "named_picture": itself, "its_subcategory": kind}))
+        print(json.dumps({"variant": variant, "of": len(texts), "named_picture": itself, "its_subcategory": kind}))
         if variant == "eps":
             sheet(drawn[:64], 8, args.sheet or HERE / "samples.png")
     for row in velocity_errors(EmojiLatent().process_in(data)):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .boost import FewStepBoost
+from .bridge import FewStepBridge
 from .compare import FewStepCompare, FewStepEntry
+from .dataset import FewStepDatasetModel
 from .deis import FewStepDEIS
 from .demo import FewStepDemoModel
 from .dpm_solver_v3 import FewStepDPMSolverV3, FewStepEstimateStatistics, FewStepLoadStatistics
@@ -76,4 +78,6 @@ class FewStepExtension(ComfyExtension):
             FewStepTrigFlowSchedule,
             FewStepFlowMapSampler,
             FewStepHeavyTailNoise,
+            FewStepBridge,
+            FewStepDatasetModel,
         ]

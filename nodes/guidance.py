@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..samplers.guidance import MODES, ProbabilisticGuidance
+from ..samplers.rivals import RIVALS, Rival
 from ..samplers.spread import load_spread
 from . import inputs
 from .host.files import keep, key_of, path_for, saved_at
@@ -14,7 +15,7 @@ from .host.progress import Report
 from .measuring.asked import latent_for, sampled_model
 from .measuring.estimate import IMAGES, LEVELS
 from .measuring.interrupted import Interrupted
-from .measuring.spread import ESTIMATORS, Request, measure_spread
+from .measuring.spread import BANDS, ESTIMATORS, Request, measure_spread
 
 SpreadType = io.Custom("FEWSTEP_SPREAD")
 interrupted: Interrupted[dict[range, Tensor]] = Interrupted(dict, most=4)
@@ -68,6 +69,15 @@ class FewStepMeasureSpread(io.ComfyNode):
                 inputs.save_as("model type"),
                 inputs.guider(),
                 inputs.prompts(),
+                io.Combo.Input(
+                    "bands",
+                    options=list(BANDS),
+                    default="1",
+                    optional=True,
+                    tooltip="Of frequency: with 4 or 8 the spread is measured, and guidance bounded, by bands from "
+                    "coarse to fine. No more calls. 1 takes all together.",
+                    **inputs.ADVANCED,
+                ),
             ],
             outputs=[SpreadType.Output(display_name="spread")],
             hidden=[io.Hidden.unique_id],
@@ -91,10 +101,12 @@ class FewStepMeasureSpread(io.ComfyNode):
         save_as="",
         guider=None,
         prompts=(),
+        bands="1",
     ) -> io.NodeOutput:
         latent = latent_for(sampled_model(model, guider), latent_image)
         beside = {"guider": guider, "prompts": prompts}
-        request = Request(model, positive, negative, cfg, latent, seed, images, levels, estimator, **beside)
+        measured = (images, levels, estimator, bands)
+        request = Request(model, positive, negative, cfg, latent, seed, *measured, **beside)
         facts = request.facts
         stem = f"spread-{facts['prediction'].lower()}-{key_of(facts)}"
         path, spread = path_for(save_as, stem, facts, load_spread)
@@ -124,20 +136,22 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "strength",
-                    default=0.5,
+                    default=0.3,
                     min=0.0,
                     max=10.0,
                     step=0.01,
                     round=0.001,
                     tooltip="How much of the spread guidance may use, 0 to 10 times it; below 1 in the mode "
-                    "fixed. 0.5 is a start, 0 is no guidance.",
+                    "fixed. 0.3 is a start, 0 is no guidance but prompt_cfg. In the modes magnitude and frequency "
+                    "something else, see the help.",
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=list(MODES),
+                    options=[*MODES, *RIVALS],
                     default="cap",
                     tooltip="cap: your cfg, limited. soft: the same without a corner. fixed: the paper's, always as "
-                    "strong as the limit, whatever the cfg above 1.",
+                    "strong as the limit, whatever the cfg above 1. magnitude, frequency, zero_star: other guidance, "
+                    "to compare with (RAAG, frequency-decoupled, CFG-Zero*); they take no spread.",
                 ),
                 inputs.orthogonal(
                     "Share of the part along the prediction that is taken out of guidance, 0 to 1. That part only "
@@ -151,6 +165,17 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
                     "spread",
                     optional=True,
                     tooltip="From Measure Spread. Without it that of picture-like latents is taken.",
+                ),
+                io.Float.Input(
+                    "prompt_cfg",
+                    default=8.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    optional=True,
+                    tooltip="Up to this cfg, yours is left unbounded in the first 15 % of the model's time, where it "
+                    "is decided what the picture shows; 1 to 100. 8 holds the prompt, 1 bounds it from the start.",
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -171,8 +196,14 @@ class FewStepProbabilisticGuidance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, strength, mode, orthogonal, start_percent, end_percent, spread=None) -> io.NodeOutput:
-        guidance = ProbabilisticGuidance(strength, mode, orthogonal)
+    def execute(
+        cls, model, strength, mode, orthogonal, start_percent, end_percent, spread=None, prompt_cfg=1.0
+    ) -> io.NodeOutput:
+        guidance: ProbabilisticGuidance | Rival
+        if mode in RIVALS:
+            guidance = Rival(mode, strength)
+        else:
+            guidance = ProbabilisticGuidance(strength, mode, orthogonal, prompt_cfg)
         report = Report(cls.hidden.unique_id)
         guided, remarks = guided_model(model, guidance, start_percent, end_percent, spread, report)
         return io.NodeOutput(guided, ui=report.say("\n".join(remarks)).ui)

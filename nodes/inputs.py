@@ -66,13 +66,18 @@ def prompts() -> io.Input:
     )
 
 
-def cfg(default: float, tooltip: str, name: str = "cfg") -> io.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+def cfg(default: float, tooltip: str, name: str = "cfg", optional: bool = False) -> io.Input:
+    return io.Float.Input(
+        name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, optional=optional, tooltip=tooltip
+    )
 
 
-def fixed_seed(tooltip: str) -> io.Input:
+def fixed_seed(tooltip: str, optional: bool = False) -> io.Input:
     """One that does not change by itself: it would measure anew at every queue."""
-    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip=tooltip)
+    most = 0xFFFFFFFFFFFFFFFF
+    return io.Int.Input(
+        "seed", default=0, min=0, max=most, control_after_generate=False, optional=optional, tooltip=tooltip
+    )
 
 
 def denoise(tooltip: str) -> io.Input:

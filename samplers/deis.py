@@ -144,8 +144,8 @@ def quadrature(s: float, t: float, answers: str) -> tuple[np.ndarray, np.ndarray
     """Sigmas between t and s, and what an answer at each counts for in the integral."""
     if t == 0 and answers == X0:
         return np.zeros(1), np.ones(1)
-    if t == 0:
-        return s * (NODES + 1) / 2, -WEIGHTS * s / 2
+    if t == 0 or s == 0:
+        return t + (s - t) * (NODES + 1) / 2, (t - s) * WEIGHTS / 2
     at = np.exp(math.log(t) + math.log(s / t) * (NODES + 1) / 2)
     width = WEIGHTS * math.log(s / t) / 2
     return at, width * t / at if answers == X0 else -width * at

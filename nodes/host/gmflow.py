@@ -16,7 +16,7 @@ from ...samplers.gmflow.head import PolicyHead
 from ...samplers.gmflow.mixture import checked, mean
 from ...samplers.gmflow.policy import SHIFT, Answer
 from ...samplers.gmflow.solver import falling
-from .guidance import PRE_CFG, within
+from .guidance.others import PRE_CFG
 from .mixtures import (
     MixtureNetwork,
     Recorder,
@@ -28,6 +28,7 @@ from .mixtures import (
 )
 from .noise import ItemNoise
 from .noise_law import check_unit_noise
+from .percents import check_numbers, within
 from .sampler import Reporter
 
 MODES = ("ode", "sde")
@@ -128,7 +129,9 @@ class GMFlowGuider(comfy.samplers.CFGGuider):
                 f"CFG Override sets a cfg of {self.cfg:g}, and the GMFlow Guider has a strength, which is no cfg. Set "
                 "strength, start_percent and end_percent of the GMFlow Guider instead, or use CFG Guider."
             )
-        if not within(self.inner_model.model_sampling, sigma, self.guidance.start, self.guidance.end):
+        check_numbers([sigma])
+        to_sigma = self.inner_model.model_sampling.percent_to_sigma
+        if not within(to_sigma, sigma, self.guidance.start, self.guidance.end):
             return 0.0
         return 0.0 if self.cfg is not NO_CFG else self.guidance.strength
 

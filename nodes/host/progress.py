@@ -34,6 +34,10 @@ class Report:
         self.node_id = node_id
         self.entry: dict[str, Any] = {"text": ""}
 
+    def __deepcopy__(self, memo: dict) -> Report:
+        """The host copies what hangs on a model with the model; it is the same node that speaks."""
+        return self
+
     @property
     def ui(self) -> dict[str, list]:
         """The UI output of the node."""

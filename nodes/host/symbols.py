@@ -69,6 +69,7 @@ SYMBOLS = (
     "comfy.sd1_clip.token_weights",
     "comfy.sd1_clip.unescape_important",
     "comfy.supported_models_base.BASE",
+    "comfy.utils.PROGRESS_BAR_ENABLED",
     "comfy.utils.ProgressBar",
     "comfy.utils.calculate_parameters",
     "comfy.utils.load_torch_file",

@@ -40,7 +40,7 @@ from ..host.identity import conditioning_digest
 from ..host.schedules import check_share, rivals, shift_of, sigma_at
 from .asked import Asked, Range, times_of, where_it_stands
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
-from .trajectories import batch_of, own_noise, split, store_for
+from .trajectories import batch_of, begun, own_noise, split, store_for
 
 SOLVERS = ("euler", "dpmpp_2m", "dpm_solver_v3")
 STARTS = ("auto", "sigma_max")
@@ -246,12 +246,7 @@ class Bench:
 
     def start(self, sigma: float, part: slice) -> Tensor:
         """The latents as the host begins to sample them at a sigma."""
-        sampling = self.request.sampling
-        most = math.isclose(sigma, float(sampling.sigma_max), rel_tol=1e-5) or sigma > float(sampling.sigma_max)
-        # The host's noise_scaling may work in place.
-        return sampling.noise_scaling(
-            torch.tensor([sigma]).to(self.noise), self.noise[part].clone(), self.latent[part].clone(), most
-        )
+        return begun(self.request, sigma, self.noise[part], self.latent[part])
 
     def task(self, teacher: Teacher, part: slice) -> Task:
         """The search, or a comparison, on some of the trajectories."""

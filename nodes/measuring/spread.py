@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...samplers.bands import parted
 from ...samplers.choices import check_choice
 from ...samplers.contract import Denoiser
 from ...samplers.dpm_solver_v3 import DPMSolverV3, Options
@@ -22,6 +23,7 @@ from .estimate import IMAGES, LEVELS, checked_sigmas, draw_with, level_sigmas
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
 
 ESTIMATORS = ("residual", "derivative")
+BANDS = ("1", "4", "8")  # of frequency
 DRAWING_STEPS = 20
 START, RENOISE, SIGNS = range(3)  # what random numbers are for
 
@@ -33,6 +35,7 @@ class Request(Asked):
     images: int
     levels: int
     estimator: str = "residual"
+    bands: str = "1"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +43,13 @@ class Request(Asked):
         self.check_all_dealt("images", self.images)
         LEVELS.check("levels", self.levels)
         check_choice("estimator", self.estimator, ESTIMATORS)
+        check_choice("bands", self.bands, BANDS)
+        if self.by_band and self.streams.is_pack:
+            raise ValueError("A latent of several streams has no bands of its own: set bands to 1.")
+
+    @property
+    def by_band(self) -> bool:
+        return self.bands != "1"
 
     @property
     def batches(self) -> list[range]:
@@ -51,14 +61,15 @@ class Request(Asked):
     def facts(self) -> dict[str, Any]:
         """What is kept with the result; a measurement of equal facts is the same."""
         own = {"images": self.images, "levels": self.levels, "estimator": self.estimator}
+        own |= {"bands": int(self.bands)} if self.by_band else {}
         return self.asked | self.references | own
 
 
 def measure_spread(request: Request, node_id: str | None, parts: dict[range, Tensor] | None = None) -> Spread:
     """Draw references, noise them anew at every level, and add up s^2 of each.
 
-    parts: s^2 by the numbers of the images, of each stream apart; filled batch by batch, so that what was measured
-    survives a cancel.
+    parts: s^2 by the numbers of the images, of each stream or band apart; filled batch by batch, so that what was
+    measured survives a cancel.
     Raises ValueError where the model answers with NaN, or leads nowhere.
     """
     sampling = request.model.get_model_object("model_sampling")
@@ -72,8 +83,8 @@ def measure_spread(request: Request, node_id: str | None, parts: dict[range, Ten
     counter = Counter(len(wanted) * (per_batch + drawing), node_id, "Measuring the spread")
     for numbers in wanted:
         parts[numbers] = measure_batch(request, numbers, sigmas, counter)
-    by_stream = torch.cat([parts[numbers] for numbers in request.batches])
-    squares = by_stream.mean(2)
+    apart = torch.cat([parts[numbers] for numbers in request.batches])
+    squares = apart.sum(2) if request.by_band else apart.mean(2)
     check_reached(squares.clamp(min=0).sqrt(), "The model's answers to noised references", cure_for(request))
     halves = [squares[i::2].mean(0).clamp(min=1e-30).sqrt() for i in (0, 1)]
     check = float((halves[0] / halves[1]).log().abs().mean()) if len(squares) > 1 else math.nan
@@ -81,13 +92,14 @@ def measure_spread(request: Request, node_id: str | None, parts: dict[range, Ten
     counts = torch.full_like(ratios, len(squares))
     facts = request.facts | {"check": check}
     if request.streams.is_pack:
-        s = by_stream.mean(0).clamp(min=0).sqrt()
+        s = apart.mean(0).clamp(min=0).sqrt()
         facts["by_stream"] = request.streams.named(s.T.tolist())
-    return Spread(ratios, squares.sum(0), counts, facts)
+    by_band = apart.sum(0).T.clamp(min=0).contiguous() if request.by_band else None
+    return Spread(ratios, squares.sum(0), counts, facts, by_band)
 
 
 def measure_batch(request: Request, numbers: range, sigmas: Tensor, counter: Counter) -> Tensor:
-    """s^2 of every image at every level, of each stream, (images, levels, streams)."""
+    """s^2 of every image at every level, of each stream or band, (images, levels, streams or bands)."""
     images = f"images {numbers[0] + 1} to {numbers[-1] + 1}"
     counter.phase = f"drawing {images}"
     x0 = references(request, numbers, counter)
@@ -127,7 +139,7 @@ def numbers_for(request: Request, number: int, purpose: int, shape) -> Tensor:
 
 
 def at_level(request: Request, denoise: Denoiser, x0: Tensor, noise: Tensor, sigma: float, numbers: range) -> Tensor:
-    """s^2 of every image of a batch at a level, (B, streams).
+    """s^2 of every image of a batch at a level, (B, streams or bands).
 
     In the size that the model carries a stream at: there guidance meets it.
     """
@@ -135,7 +147,14 @@ def at_level(request: Request, denoise: Denoiser, x0: Tensor, noise: Tensor, sig
     x = law.noised(x0, sigma, noise)
     denoised = denoise(x, sigma)
     if request.estimator == "residual":
-        return request.streams.means((x0 - denoised).square())
+        return means_apart(request, x0 - denoised, x0 - denoised)
     signs = torch.stack([numbers_for(request, number, SIGNS, x0[0].shape) for number in numbers]).sign().to(x)
-    slope = request.streams.means(signs * by_differences(denoise, x, sigma, denoised, signs))
+    slope = means_apart(request, signs, by_differences(denoise, x, sigma, denoised, signs))
     return law.ratio(sigma) ** 2 * law.alpha(sigma) * slope
+
+
+def means_apart(request: Request, a: Tensor, b: Tensor) -> Tensor:
+    """The mean product of every item, of each stream or band, (B, streams or bands)."""
+    if not request.by_band:
+        return request.streams.means(a * b)
+    return (parted(a, int(request.bands)) * b).flatten(2).mean(2).T

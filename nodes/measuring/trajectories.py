@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import comfy.model_management
 import torch
 from torch import Tensor
@@ -17,6 +19,15 @@ SHARE_OF_DEVICE = 4  # of what is free there, one part at most is for latents th
 def own_noise(request: Asked, number: int) -> Tensor:
     """Of one trajectory: it does not depend on how many there are."""
     return torch.randn(request.latent.shape[1:], generator=seeded(request.seed, number))
+
+
+def begun(request: Asked, sigma: float, noise: Tensor, latent: Tensor) -> Tensor:
+    """Latents as the host begins to sample them at a sigma. latent: in the model's own scale."""
+    sampling = request.sampling
+    highest = float(sampling.sigma_max)
+    most = math.isclose(sigma, highest, rel_tol=1e-5) or sigma > highest
+    # The host's noise_scaling may work in place.
+    return sampling.noise_scaling(torch.tensor([sigma]).to(noise), noise.clone(), latent.clone(), most)
 
 
 def batch_of(request: Asked, most: int) -> int:

@@ -21,15 +21,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import LONG
 from support.nodes import executed as executed_in_host
 from support.nodes import of_the_pack
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("host")
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
-LONG = "FEWSTEP_LONG" in os.environ
-MEASURING = (
+MEASURING = (  # and what takes as long
+    "FewStepBridge",
     "FewStepCompare",
+    "FewStepDatasetModel",
     "FewStepEstimateStatistics",
     "FewStepMeasureSpread",
     "FewStepSearchSchedule",
@@ -184,6 +186,15 @@ def vaes() -> st.SearchStrategy:
     return st.sampled_from([load_vae(), None, 5])
 
 
+def pictures() -> st.SearchStrategy:
+    """Batches of them, some of which are none."""
+    shapes = [(3, 8, 8, 3), (1, 8, 8, 4), (2, 4, 9, 1), (1, 1, 1, 3), (0, 8, 8, 3), (2, 8, 8, 2)]
+    ramps = st.sampled_from(shapes).map(
+        lambda shape: torch.linspace(0, 1, max(math.prod(shape), 1))[: math.prod(shape)].view(shape)
+    )
+    return st.one_of(ramps, st.sampled_from([torch.full((1, 8, 8, 3), math.nan), torch.zeros(2, 8, 8, 3), None]))
+
+
 def schedules() -> st.SearchStrategy:
     good = st.sampled_from([[1.0, 0.7, 0.3, 0.0], [1.0, 0.5, 0.0], [0.6, 0.2, 0.0], [14.6, 3.0, 0.5, 0.0]])
     numbers = st.one_of(st.floats(-1, 20, width=32), st.sampled_from([math.nan, math.inf, 0.0, 1.0, 1.0000001]))
@@ -203,6 +214,7 @@ def sockets() -> dict[str, st.SearchStrategy]:
         "FEWSTEP_PROMPTS": st.sampled_from([(), (demo("eps")[1:],), (demo("eps")[1:], (demo("eps")[2], []))]),
         "SIGMAS": schedules(),
         "VAE": vaes(),
+        "IMAGE": pictures(),
         "FEWSTEP_ENTRY": entries(),
         "COMFY_AUTOGROW_V3": st.lists(entries(), max_size=2).map(lambda those: dict(enumerate_named(those))),
         "SAMPLER": samplers(),

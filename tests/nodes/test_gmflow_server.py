@@ -10,6 +10,7 @@ import pytest
 from support.gmflow import weights
 from support.goldens import FOLDER
 from support.server import NOT_IN_LIST, PREVIEW, Cancelled, HostError
+from support.transformers import adapter
 
 from .test_demo_server import custom_graph, draw, middle, node
 
@@ -139,6 +140,52 @@ def test_an_ordinary_model_is_told_what_is_missing(server, variant):
 def test_bad_input_is_said_on_the_node(server, prompt, words):
     with pytest.raises(HostError, match=words):
         server.run(prompt())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# pi-Flow: the bundled model's mixtures are policies too, and no model that takes an adapter is small enough to fetch
+
+
+def piflow_graph(steps: int = 4, seed: int = 1) -> dict:
+    """The demo graph with the pi-Flow Sampler's two outputs."""
+    given = {"denoise": 1.0, "noise": 0.0, "temperature": 1.0, "substeps": 128, "last_step": 0.5}
+    sampler = node("FewStepPiFlowSampler", model=["1", 0], steps=steps, **given)
+    prompt = custom_graph("gmflow", "simple", steps, sampler, seed)
+    prompt["5"]["inputs"]["sigmas"] = ["22", 1]
+    return prompt
+
+
+def test_policies_draw_and_say_what_runs(server):
+    progress: list[tuple[int, int]] = []
+    prompt = piflow_graph(8)
+    history = server.run(prompt, lambda *step: progress.append(step))
+    assert [step for step in progress if step[1] == 8] == [(i, 8) for i in range(1, 9)]
+    assert "8 calls. Mixture policy, temperature 1" in server.reports(history)
+    assert is_a_red_apple(draw(server, prompt | {"0": prompt["4"]}))
+
+
+def test_a_run_of_policies_is_cancelled_and_drawn_again(server):
+    def stop(value: int, total: int) -> None:
+        if total == 60 and value >= 20:
+            server.cancel()
+
+    with pytest.raises(Cancelled):
+        server.run(piflow_graph(60, seed=11), stop)
+    assert is_a_red_apple(draw(server, piflow_graph(8, seed=12)))
+
+
+def test_an_adapter_is_offered_and_told_where_it_does_not_fit(server):
+    folder = server.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter("flux").saved(folder / "made.safetensors")
+    (offered,) = server.get("/object_info/FewStepLoadGMFlow").json()["FewStepLoadGMFlow"]["input"]["required"].values()
+    assert "loras/made.safetensors" in offered[1]["options"]
+    with pytest.raises(HostError, match="made.safetensors is a pi-Flow adapter.*Connect FLUX.1, FLUX.2 or Qwen-Image"):
+        server.run(label_graph("loras/made.safetensors", "0"))
+    prompt = piflow_graph() | {"40": node("FewStepLoadGMFlow", name="loras/made.safetensors", model=["1", 0])}
+    prompt["21"]["inputs"]["model"] = ["40", 0]
+    with pytest.raises(HostError, match="go on FLUX.1, FLUX.2, Qwen-Image; the connected model is a"):
+        server.run(prompt)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -43,7 +43,10 @@ SOCKETS = ["model", "positive", "negative", "latent_image"]  # once required; a 
 CONTRACT = {
     "FewStepInspectSchedule": (
         ["sigmas"],
-        ["model", "compare_with", "compare_with_2", "compare_with_3"],
+        [
+            *["model", "compare_with", "compare_with_2", "compare_with_3"],
+            *["positive", "negative", "cfg", "latent_image", "seed", "guider"],
+        ],
         ["SIGMAS", "IMAGE"],
     ),
     "FewStepDemoModel": (["variant"], [], ["MODEL", "CLIP", "VAE"]),
@@ -73,12 +76,12 @@ CONTRACT = {
     "FewStepLoadSchedule": (["name", "model", "steps", "denoise"], [], ["SIGMAS"]),
     "FewStepMeasureSpread": (
         ["cfg", "seed", "images", "levels"],
-        [*SOCKETS, "estimator", "save_as", "guider", "prompts"],
+        [*SOCKETS, "estimator", "save_as", "guider", "prompts", "bands"],
         ["FEWSTEP_SPREAD"],
     ),
     "FewStepProbabilisticGuidance": (
         ["model", "strength", "mode", "orthogonal", "start_percent", "end_percent"],
-        ["spread"],
+        ["spread", "prompt_cfg"],
         ["MODEL"],
     ),
     "FewStepLoadGMFlow": (["name"], ["model", "strength"], ["MODEL"]),
@@ -131,6 +134,15 @@ CONTRACT = {
     "FewStepTrigFlowSchedule": (["model", "steps", "times"], ["own_times"], ["SIGMAS"]),
     "FewStepFlowMapSampler": (["method", "gamma"], [], ["SAMPLER"]),
     "FewStepHeavyTailNoise": (["noise_seed", "dimension"], [], ["NOISE"]),
+    "FewStepBridge": (
+        [
+            *["model_from", "positive_from", "model_to", "positive_to", "latent_image", "steps", "cfg_from", "cfg_to"],
+            "strength",
+        ],
+        ["negative_from", "negative_to", "measure_cycle"],
+        ["LATENT", "LATENT"],
+    ),
+    "FewStepDatasetModel": (["images", "smoothing", "neighbours"], ["variant"], ["MODEL", "CLIP", "VAE"]),
     "FewStepTwoExperts": (
         ["model_high", "model_low", "positive", "negative", "cfg_high", "cfg_low", "boundary"],
         [],
@@ -166,6 +178,8 @@ RARE = {
     "FewStepTrigFlow": {"sigma_data"},
     "FewStepTrigFlowSchedule": {"own_times"},
     "FewStepFlowMapSampler": {"gamma"},
+    "FewStepBridge": {"measure_cycle"},
+    "FewStepDatasetModel": {"neighbours", "variant"},
     "FewStepRestartKSampler": {"restart_scheduler"},
     "FewStepRestartKSamplerAdvanced": {
         *{"add_noise", "start_at_step", "end_at_step", "return_with_leftover_noise", "restart_scheduler"}
@@ -212,6 +226,9 @@ SOUGHT = {
     "rcm": "FewStepTrigFlowSchedule",
     "meanflow": "FewStepFlowMapSampler",
     "pfgm": "FewStepHeavyTailNoise",
+    "ddib": "FewStepBridge",
+    "inversion": "FewStepBridge",
+    "train on my pictures": "FewStepDatasetModel",
 }
 
 
@@ -235,6 +252,7 @@ SAVED = {
     ],
     "FewStepMeasureSpread": ["cfg", "seed", "images", "levels", "estimator", "save_as"],
 }
+WIDGETS_SINCE = ["bands"]
 
 
 @pytest.mark.parametrize("name", SAVED)
@@ -242,7 +260,8 @@ def test_what_was_saved_before_guiders_finds_its_widgets_and_sockets(nodes, name
     values = {word: f"value of {word}" for word in SAVED[name]}
     assert widget_values({"widgets_values": list(values.values())}, nodes[name]) == values
     drawn = [word for group in ("required", "optional") for word in nodes[name]["input_order"].get(group, [])]
-    sockets = [word for word in drawn if word not in values]
+    sockets = [word for word in drawn if word not in values and word not in WIDGETS_SINCE]
+    assert drawn[: len(values) + len(sockets)] == [word for word in drawn if word not in WIDGETS_SINCE]
     assert sockets[:4] == SOCKETS and sockets[-2:] == ["guider", "prompts"] and len(sockets) <= 7
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.examples import mostly
 from support.server import NOT_IN_LIST, Cancelled, HostError
 
 from .test_boost_server import CFGS, advanced, batch, boosted, converged, image_to_image, ksampler, pictures
@@ -71,7 +72,7 @@ def measured(server, variant: str) -> str:
 # The gain
 
 
-@pytest.mark.parametrize("variant", ["flow", "eps"])
+@pytest.mark.parametrize("variant", mostly("flow", longer=("eps",)))
 def test_the_picture_is_nearer_to_the_converged_one(server, variant):
     """The median over 16 seeds, none of them Tune's, of the mean squared error: without Boost, by its recipe, tuned."""
     end = converged(server, variant, CFG)

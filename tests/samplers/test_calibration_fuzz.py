@@ -31,8 +31,8 @@ from fewstep.schedulers.optimal_steps.schedules import load_schedules
 from fewstep.schedulers.tuning.tuning import load_tuning
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import LONG
 
-LONG = bool(os.environ.get("FEWSTEP_LONG"))
 FUZZ = settings(
     max_examples=5000 if LONG else 300,
     deadline=None,

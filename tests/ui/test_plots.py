@@ -129,7 +129,11 @@ def brightness(color: str) -> float:
 
 def test_keys_read_the_plot_and_buttons_change_and_fold_it(shown):
     shown.evaluate("document.querySelector('.fewstep-plot-area').focus()")
-    for key, told in (("ArrowRight", "sigmas, step 1"), ("ArrowRight", "sigmas, step 2"), ("ArrowDown", "compare_with")):
+    for key, told in (
+        ("ArrowRight", "sigmas, step 1"),
+        ("ArrowRight", "sigmas, step 2"),
+        ("ArrowDown", "compare_with"),
+    ):
         shown.keyboard.press(key)
         assert ", ".join(shown.evaluate(f"{TIP}.textContent").split("\n")[:2]).startswith(told)
     shown.evaluate("document.querySelector('.fewstep-switch').click()")
@@ -165,9 +169,9 @@ def test_a_text_folds_to_what_is_unusual_and_a_key_unfolds_it(shown):
 
 def test_plots_survive_copies_undo_subgraphs_and_a_reload_and_are_no_value(shown):
     (node,) = (n for n in shown.evaluate("window.app.graph.serialize()")["nodes"] if n["type"] == NEEDED[2])
-    assert not node.get("widgets_values") and len(json.dumps(node["properties"])) < 4000
+    assert node["widgets_values"] == [5, 0] and len(json.dumps(node["properties"])) < 4000
     prompt = shown.evaluate("window.app.graphToPrompt()")["output"]
-    assert set(prompt[str(node["id"])]["inputs"]) == {"sigmas", "model", "compare_with"}
+    assert set(prompt[str(node["id"])]["inputs"]) == {"sigmas", "model", "compare_with", "cfg", "seed"}
     shown.evaluate(f"{TRACKER}.checkState()")
     shown.evaluate(f"(c => {{ c.copyToClipboard([{NODE}]); c.pasteFromClipboard(); }})(window.app.canvas)")
     shown.evaluate(f"{TRACKER}.checkState()")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ from fewstep.samplers.noise_law import FLOW, VARIANCE_EXPLODING
 from fewstep.samplers.spread import Spread
 from support.mixture import GuidedMixture, picture_like
 from support.recording import watched_counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.usefixtures("host")
 KINDS = ["eps", "v", "edm", "flow"]
@@ -207,12 +209,128 @@ def test_what_the_model_answers_broken_is_said_once_and_touches_no_other_item(ca
 
 
 def test_a_sigma_that_is_no_number_is_said():
-    from fewstep.nodes.host.guidance import within
+    from fewstep.nodes.host.percents import check_numbers, within
 
-    sampling = model().get_model_object("model_sampling")
     with pytest.raises(ValueError, match="sigma of this run is no number.*Look at the SIGMAS"):
-        within(sampling, float("nan"), 0.0, 1.0)
-    assert within(model("flow").get_model_object("model_sampling"), 1.0000001, 0.0, 1.0)  # float32 at some shifts
+        check_numbers([1.0, float("nan")])
+    assert within(
+        model("flow").get_model_object("model_sampling").percent_to_sigma, 1.0000001, 0.0, 1.0
+    )  # at some shifts
+
+
+def reported(patcher, guidance: ProbabilisticGuidance) -> str:
+    """What the node says after a run."""
+    report, one = told_by(patcher, guidance)
+    sample(one)
+    return report.entry["text"]
+
+
+def told_by(patcher, guidance: ProbabilisticGuidance | None = None):
+    from fewstep.nodes.host.guidance import guided_model
+    from fewstep.nodes.host.progress import Report
+
+    report = Report(None)
+    return report, guided_model(patcher, guidance or ProbabilisticGuidance(), 0.0, 1.0, None, report)[0]
+
+
+def test_the_node_says_what_the_cfg_came_to():
+    told = reported(model("flow"), ProbabilisticGuidance(0.3, "cap", 1.0, 5.0))
+    found = re.fullmatch(r"Cfg 7.5 acted as (\S+), (\S+), (\S+) at the first, middle and last of 6 calls\.", told)
+    assert found
+    first, middle, last = map(float, found.groups())
+    assert 7.5 > first > middle >= last >= 1
+    assert reported(model("flow"), ProbabilisticGuidance(10.0, orthogonal=0.0)).startswith("Cfg 7.5 acted as 7.5, ")
+
+
+def test_prompt_cfg_counts_in_the_first_part_alone():
+    """The first step is plain cfg, but for what would leave the range; the last is bounded."""
+    patcher = model("flow")
+    seen: list[list[torch.Tensor]] = []
+    for guidance in (None, ProbabilisticGuidance(0.3), ProbabilisticGuidance(0.3, "cap", 1.0, 7.5)):
+        one = patcher.clone() if guidance is None else guided(patcher, guidance)[0]
+        calls: list[torch.Tensor] = []
+        one.set_model_sampler_post_cfg_function(lambda args, calls=calls: calls.append(args["denoised"]) or calls[-1])
+        sample(one, steps=8)
+        seen.append(calls)
+    plain, bounded, both = seen
+    low, high = both[0].amin((2, 3), keepdim=True), both[0].amax((2, 3), keepdim=True)
+    torch.testing.assert_close(both[0], plain[0].clamp(low, high))
+    assert not torch.allclose(both[0], bounded[0], atol=1e-2) and not torch.allclose(both[-1], plain[-1], atol=1e-2)
+
+
+@pytest.mark.parametrize("zeroed", [True, False])
+def test_a_zeroed_negative_prompt_is_said(zeroed):
+    from fewstep.nodes.host.guidance.told import ZEROED
+
+    patcher, positive, negative = demo("flow")
+    if zeroed:
+        negative = [[torch.zeros_like(negative[0][0]), negative[0][1]]]
+    report, one = told_by(patcher)
+    draw(one, positive, negative, steps=2)
+    assert (ZEROED in report.entry["text"]) is zeroed
+
+
+@pytest.mark.parametrize("bands", ["4", "8"])
+@pytest.mark.parametrize("estimator", ["residual", "derivative"])
+def test_a_spread_by_bands_is_parts_of_the_whole_at_the_same_calls(monkeypatch, bands, estimator):
+    from fewstep.nodes.measuring import spread as module
+
+    counters = watched_counters(monkeypatch, module)
+    whole, parts = (measured(model("flow"), estimator=estimator, bands=count) for count in ("1", bands))
+    assert parts.by_band is not None and len(parts.by_band) == int(bands)
+    assert counters[0].done == counters[1].done
+    torch.testing.assert_close(parts.squares, whole.squares, rtol=1e-4, atol=1e-6)
+    shares = parts.by_band / parts.by_band.sum(0)
+    assert shares[-1, 0] < shares[-1, -1]  # little noise leaves grain undecided
+    by_band, as_whole = (sample(guided(model("flow"), spread=spread)[0]) for spread in (parts, whole))
+    assert by_band.isfinite().all() and not torch.allclose(by_band, as_whole, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["magnitude", "frequency", "zero_star"])
+def test_a_rival_guides_in_the_host(mode):
+    from fewstep.samplers.rivals import Rival
+
+    patcher = model("flow")
+    one, remarks = guided(patcher, Rival(mode, 0.5))
+    drawn = sample(one)
+    assert remarks == [] and drawn.isfinite().all() and not torch.allclose(drawn, sample(patcher), atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The device is not waited for
+
+
+class Reads(TorchDispatchMode):
+    """How often a number is taken out of a tensor: on a GPU each waits until all that was asked for is computed."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", ["cap", "soft", "fixed"])
+@pytest.mark.parametrize("with_spread", [False, True])
+def test_a_call_reads_nothing_back(mode, with_spread):
+    """The model sampling is asked once a run; after that a call takes no number out of a tensor."""
+    from fewstep.nodes.host.guidance.after import AfterGuidance
+    from fewstep.nodes.host.guidance.told import Run
+
+    patcher, run = model("flow"), Run([1.0, 0.7, 0.0])
+    args: dict = {name: torch.randn(2, 4, 16, 16) for name in ("denoised", "cond_denoised", "uncond_denoised", "input")}
+    args |= {"cond": 1, "uncond": [{"cross_attn": torch.ones(1, 3)}], "cond_scale": 7.0}
+    args |= {"sigma": torch.full((2,), 0.7), "model": patcher.model, "model_options": {}}
+    guidance, spread = ProbabilisticGuidance(0.3, mode, 1.0, 5.0), measured(patcher) if with_spread else None
+    after = AfterGuidance(guidance, spread, 0.1, 0.9, run=run)
+    after(args)
+    with Reads() as reads:
+        for _ in range(3):
+            after(args)
+    assert reads.count == 0
+    with Reads() as reads:
+        run.tell()
+    assert 0 < reads.count < 10
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -378,7 +496,7 @@ def test_two_of_ours_for_two_parts_of_the_run_do_not_meet():
     "read", [dict, lambda args: {**args}, lambda args: args.copy(), lambda args: list(args.items())]
 )
 def test_who_copies_the_arguments_has_read_the_cfg(read):
-    from fewstep.nodes.host.guidance import WatchedArguments
+    from fewstep.nodes.host.guidance.others import WatchedArguments
 
     watched = WatchedArguments({"cond_scale": 7.0, "denoised": 1})
     assert watched["denoised"] == watched.get("denoised") == 1 and watched.get("absent") is None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fewstep.samplers.guidance import ProbabilisticGuidance
 from support import field
+from support.examples import mostly
 from support.mixture import picture_like
 from support.no_float64 import DEVICE, Mode, OnDevice, device_without_float64, on_device
 
@@ -101,7 +102,7 @@ def test_the_fields_samplers(device, kind, name):
     assert draw(sampler, [top, 0.7, 0.3, 0.1, 0.0], *exact(kind)).isfinite().all() and device
 
 
-@pytest.mark.parametrize("pooling", ["global", "channel", "spectral", "pixel"])
+@pytest.mark.parametrize("pooling", mostly("spectral", longer=("global", "channel", "pixel")))
 def test_measuring_statistics_and_drawing_with_them(device, pooling):
     from fewstep.nodes.measuring.estimate import estimate
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 from functools import cache
 from typing import Any
 
@@ -14,11 +13,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.examples import LONG
 
 from .test_requests import NODES, TYPES, mixture, model, numbers_of, run
 
 pytestmark = pytest.mark.usefixtures("host")
-LONG = "FEWSTEP_LONG" in os.environ
 
 
 @cache

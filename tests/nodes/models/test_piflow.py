@@ -57,6 +57,16 @@ def handed(family: str) -> dict:
     return {"context": text, "y": rest["pooled_output"], "guidance": torch.tensor([3.5])}
 
 
+def style_of(model, family: str) -> dict[str, Tensor]:
+    """A LoRA of random numbers on one of the layers that adapters change too."""
+    place, generator = next(iter(PLACES[family].values()))[0], torch.Generator().manual_seed(4)
+    rows, columns = model.model.state_dict()[f"diffusion_model.{place}.weight"].shape
+    return {
+        f"diffusion_model.{place}.lora_A.weight": torch.randn(2, columns, generator=generator),
+        f"diffusion_model.{place}.lora_B.weight": torch.randn(rows, 2, generator=generator),
+    }
+
+
 def basic(model, positive: list):
     from comfy_extras.nodes_custom_sampler import BasicGuider
 
@@ -285,14 +295,7 @@ def test_a_lora_on_top_counts(family):
     import comfy.sd
 
     model = on(tiny(family), adapter(family))
-    name = next(iter(PLACES[family]))
-    place = PLACES[family][name][0]
-    shape = model.model.state_dict()[f"diffusion_model.{place}.weight"].shape
-    generator = torch.Generator().manual_seed(4)
-    style = {
-        f"diffusion_model.{place}.lora_A.weight": torch.randn(2, shape[1], generator=generator),
-        f"diffusion_model.{place}.lora_B.weight": torch.randn(shape[0], 2, generator=generator),
-    }
+    style = style_of(model, family)
     styled, _ = comfy.sd.load_lora_for_models(model, None, style, 0.5, 0.0)
     before = draw(model, family)
     assert (draw(styled, family) - before).abs().max() > 1e-3
@@ -320,12 +323,14 @@ def test_unloaded_and_partly_loaded_models_draw_the_same(family):
     torch.testing.assert_close(*answers, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["GMFlow", "grid"])
-def test_a_cancelled_run_leaves_nothing_behind(policy):
+@pytest.mark.parametrize(
+    "family, policy", [("flux", "GMFlow"), ("flux", "grid"), ("flux2", "GMFlow"), ("qwen_image", "GMFlow")]
+)
+def test_a_cancelled_run_leaves_nothing_behind(family, policy):
     import comfy.model_management
 
-    model = on(tiny("flux"), adapter("flux", policy))
-    before, calls = draw(model, "flux"), []
+    model = on(tiny(family), adapter(family, policy))
+    before, calls = draw(model, family), []
 
     def interrupted(apply, args):
         calls.append(1)
@@ -337,9 +342,9 @@ def test_a_cancelled_run_leaves_nothing_behind(policy):
     broken = model.clone()
     broken.set_model_unet_function_wrapper(interrupted)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        draw(broken, "flux")
+        draw(broken, family)
     assert head_on(model).told is None
-    torch.testing.assert_close(draw(model, "flux"), before)
+    torch.testing.assert_close(draw(model, family), before)
 
 
 def test_a_network_that_fails_leaves_no_answer_in_the_head(monkeypatch):
@@ -392,6 +397,33 @@ def test_a_file_in_the_folder_of_loras_is_listed_and_loaded(folders, family, pol
     torch.testing.assert_close(
         draw(load("loras/made.safetensors", tiny(family)), family), draw(on(tiny(family), made), family)
     )
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen_image"])
+def test_files_of_an_adapter_and_a_style_draw_through_an_offload_and_a_cancel(folders, family):
+    """As in a workflow: Load GMFlow, a LoRA of the host's on top, Sampler Custom Advanced."""
+    import comfy.model_management
+    import comfy.sd
+    import comfy.utils
+
+    base = tiny(family)
+    adapter(family).saved(folders / "made.safetensors")
+    style = Adapter(style_of(base, family)).saved(folders / "style.safetensors")
+    plainly, model = plain(base, family), load("loras/made.safetensors", base)
+    styled, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(style)), 0.5, 0.0)
+    before = draw(styled, family)
+    assert (before - draw(model, family)).abs().max() > 1e-3
+
+    def cancelled(apply, args):
+        raise comfy.model_management.InterruptProcessingException()
+
+    broken = styled.clone()
+    broken.set_model_unet_function_wrapper(cancelled)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        draw(broken, family)
+    comfy.model_management.unload_all_models()
+    torch.testing.assert_close(draw(styled, family), before)
+    torch.testing.assert_close(plain(base, family), plainly)
 
 
 def test_an_old_file_without_a_policy_config_is_a_mixture(folders):

@@ -26,6 +26,7 @@ from fewstep.schedulers.optimal_steps import (
 from fewstep.schedulers.optimal_steps.polish import trials
 from fewstep.schedulers.optimal_steps.search import Promise
 from fewstep.schedulers.optimal_steps.students import State
+from support.examples import LONG, mostly
 from support.mixture import GuidedMixture, converged, picture_like
 from support.recording import Recording
 
@@ -113,9 +114,9 @@ def test_the_teacher_is_far_more_accurate_than_its_grid(law):
 
 @pytest.mark.parametrize("name", ["euler", "2m"])
 def test_the_polished_schedule_is_the_best_there_is(name):
-    """Over all schedules on seven nodes, ends among them too: within 5 % in at least 95 of 100 random mixtures."""
-    good = 0
-    for seed in range(100):
+    """Over all schedules on seven nodes, ends among them too: within 5 % in at least 95 % of random mixtures."""
+    good, count = 0, 100 if LONG else 24
+    for seed in range(count):
         law = list(LAWS.values())[seed % 2]
         task = problem(seed, law, student_named(name, law), nodes=7, cfg=(1.0, 4.0)[seed // 2 % 2], count=2)
         places = [*task.teacher.sigmas, 0.0]
@@ -124,7 +125,7 @@ def test_the_polished_schedule_is_the_best_there_is(name):
         best = min(replay.cost((places[0], *rest)) for rest in itertools.combinations(places[1:], 4))
         found = search(task, 4, contenders=3)[4]
         good += polish(replay, found.sigmas, places, 3).cost <= 1.05 * best
-    assert good >= 95
+    assert good >= 0.95 * count
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -137,7 +138,7 @@ def test_more_contenders_and_polishing_never_cost_accuracy(name):
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", mostly("2m", longer=("euler", "v3")))
 def test_a_searched_schedule_is_better_than_even_steps(law, name):
     """In lambda, of equal numbers of steps."""
     task = problem(11, law, student_named(name, law), nodes=25)
@@ -192,7 +193,7 @@ def test_nodes_that_may_not_be_asked_at_are_for_ends_only():
     assert found.sigmas[-2] >= 0.05
 
 
-@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("free", mostly(True, longer=(False,)))
 def test_fifty_nodes_ten_steps_four_trajectories_in_a_thousand_calls(free):
     """All numbers of steps together, with a teacher of a hundred calls; and a corridor costs little accuracy."""
     task = problem(4, FLOW, Euler(), nodes=50, cfg=4.0, free=free)

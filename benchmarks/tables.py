@@ -1,0 +1,67 @@
+"""`python3 run.py python benchmarks/tables.py`: the tables of the pages, made anew from benchmarks/results.
+
+A table stands in a page between the lines <!-- table: NAME --> and <!-- end of table -->. A test says where pages and
+results differ, so a figure is changed by measuring again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("results")
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "demo" / "README.md"]
+TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def results(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def tuned(part: str) -> str:
+    """Tune at effort normal: a row a network and cfg, a column a number of calls."""
+    import tune
+
+    return tune.table(results("tune")[part]["rows"], "normal")
+
+
+def field() -> str:
+    import field
+
+    return field.summary(results("field"))
+
+
+def guided() -> str:
+    """Kinds of guidance on the bundled model: a row a place on a curve."""
+    import guidance_pictures
+
+    return guidance_pictures.table([guidance_pictures.Row(**row) for row in results("guidance_pictures")["rows"]])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "Tune on the bundled network": lambda: tuned("demo"),
+    "Tune on mixtures": lambda: tuned("mixture"),
+    "the field's samplers": field,
+    "prompt_cfg": guided,
+}
+
+
+def remade(page: str) -> str:
+    """The text of a page with its tables made anew. Raises KeyError for a table that nobody makes."""
+    return TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", page)
+
+
+def main() -> None:
+    for path in PAGES:
+        page = path.read_text(encoding="utf-8")
+        if (new := remade(page)) != page:
+            path.write_text(new, encoding="utf-8")
+            print(f"{path.relative_to(ROOT)} is made anew")
+
+
+if __name__ == "__main__":
+    main()
