@@ -29,7 +29,12 @@ CLOSER = f"""scale => {{
 AREA = """(() => {
     const {x, y, width, height} = document.querySelector('.fewstep-plot-area').getBoundingClientRect();
     return [x, y, width, height]; })()"""
+ZOOM = f"{AREA}[2] / document.querySelector('.fewstep-plot-area').offsetWidth"
 SHARP = f"Math.abs(document.querySelector('.fewstep-plot canvas').width / {AREA}[2] - 1) < 0.02"
+INTO_VIEW = f"""() => {{
+    const {{ ds }} = window.app.canvas;
+    ds.offset[1] += (300 - {AREA}[1]) / ds.scale;
+    window.app.canvas.setDirty(true, true); }}"""
 STILL = f"""(() => {{
     const before = window.fewstepArea;
     window.fewstepArea = String({AREA});
@@ -78,7 +83,10 @@ def load(page, graph: dict) -> None:
 
 def drawn(page, count: int = 1, scale: float = 1.3) -> None:
     page.evaluate(CLOSER, scale)
-    page.wait_for_function(f"{DRAWN} === {count} && {SHARP} && {STILL}", timeout=30_000, polling=100)
+    near = f"Math.abs({ZOOM} / {scale} - 1) < 0.02"
+    page.wait_for_function(f"{DRAWN} === {count} && {near} && {SHARP}", timeout=30_000)
+    page.evaluate(INTO_VIEW)
+    page.wait_for_function(STILL, timeout=10_000, polling=100)
 
 
 def pointed(page, across: float, down: float) -> list[str]:
@@ -223,7 +231,7 @@ def test_a_flow_schedule_is_linear_and_begins_without_signal(page, server):
     load(page, workflow("flow", steps=8))
     run(page, server)
     drawn(page)
-    first, last = pointed(page, 0.15, 0.1), pointed(page, 0.97, 0.9)
+    first, last = pointed(page, 0.15, 0.1), pointed(page, 0.97, 0.8)
     assert first[1:] == ["step 1, after 0 calls", "sigma 1", "noise/signal ∞", "log-SNR -∞"]
     assert last[1:] == ["end, after 8 calls", "sigma 0", "noise/signal 0", "log-SNR ∞"]
     photograph(page, "plot-flow")

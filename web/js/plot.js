@@ -314,6 +314,8 @@ function areaFor(chart, title) {
   const state = { chart, found: null, isFollowed: false };
   states.set(area, state);
   area.addEventListener("keydown", (event) => step(area, state, event));
+  area.addEventListener("pointermove", () => state.u?.syncRect(true), true); // the canvas may have moved under uPlot
+  area.addEventListener("pointerleave", () => document.activeElement !== area && point(area, state, null));
   area.addEventListener("blur", () => point(area, state, null));
   new ResizeObserver(() => draw(area, state)).observe(area);
   return area;
