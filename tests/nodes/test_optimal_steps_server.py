@@ -56,7 +56,7 @@ def test_a_search_is_loaded_in_a_second_workflow(server, saved):
 
 
 @pytest.mark.parametrize(
-    "measures", [estimate_node(seed=8), spread_node(seed=8), search_node(seed=8, steps=1, polish=0)]
+    "measures", mostly(spread_node(seed=8), search_node(seed=8, steps=1, polish=0), longer=(estimate_node(seed=8),))
 )
 def test_a_measurement_is_queued_alone_and_runs_once_where_it_is_used(server, measures):
     """At the end of a workflow; and in one that samples with it, which before was the only way."""

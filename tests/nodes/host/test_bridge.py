@@ -117,11 +117,11 @@ def test_a_picture_of_a_batch_is_what_it_is_alone():
 def test_a_latent_format_is_gone_in_and_out_of():
     """Of FLUX and SD3: their latents are not around 0."""
     latent = pictures()
-    pair = [model(ONE, "flow"), model(OTHER, "flow")]
-    plain = bridge(pair[0], pair[1], latent, 10)[0]["samples"]
+    pair = model(ONE, "flow"), model(OTHER, "flow")
+    plain = bridge(*pair, latent, 10)[0]["samples"]
     for patcher in pair:
         patcher.model.latent_format.middle = 0.4
-    drawn = bridge(pair[0], pair[1], {"samples": latent["samples"] + 0.4}, 10)[0]["samples"]
+    drawn = bridge(*pair, {"samples": latent["samples"] + 0.4}, 10)[0]["samples"]
     torch.testing.assert_close(drawn, plain + 0.4, rtol=0, atol=1e-4)
 
 

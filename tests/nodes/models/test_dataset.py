@@ -89,6 +89,18 @@ def test_the_hosts_own_arithmetic_gives_back_the_exact_denoiser(variant):
         assert (found - exact).abs().max() < 1e-4 * pictures.abs().max()
 
 
+@pytest.mark.parametrize("size", [(24, 16), (12, 8)])
+def test_it_has_gradients_though_the_host_makes_it_in_inference_mode(size):
+    """For what asks in which direction an answer goes, such as constraints: after it has been sampled, too."""
+    with torch.inference_mode():
+        parts = made(images(), 0.5)
+        drawn(parts, (1, 3, *size), steps=2)
+    x = torch.randn((1, 3, *size), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    answer = parts[0].model.apply_model(x, torch.full((1,), 3.0), c_crossattn=torch.zeros(1, 1, 8))
+    (slope,) = torch.autograd.grad(answer.square().sum(), x)
+    assert slope.isfinite().all() and slope.abs().max() > 0
+
+
 def test_a_prompt_says_nothing_and_no_cfg_changes_anything():
     parts = made()
     torch.testing.assert_close(drawn(parts, cfg=7.0), drawn(parts), atol=1e-3, rtol=0)
