@@ -28,11 +28,23 @@ def browser():
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
 
 
+class Tabs(dict):
+    """Pages by canvas, opened when first asked for."""
+
+    def __init__(self, browser, server):
+        super().__init__()
+        self.browser, self.server = browser, server
+
+    def __missing__(self, canvas: str):
+        self[canvas] = fresh(self.browser, self.server, canvas)
+        return self[canvas]
+
+
 @pytest.fixture(scope="module")
 def tabs(browser, server):
-    """The front end, loaded once a file and canvas, which takes longer than most tests: canvas to page."""
-    opened: dict = {}
-    yield lambda canvas: opened.get(canvas) or opened.setdefault(canvas, fresh(browser, server, canvas))
+    """The front end, loaded once a file and canvas: that takes longer than most tests."""
+    opened = Tabs(browser, server)
+    yield opened
     for page in opened.values():
         page.close()
 
@@ -44,7 +56,7 @@ def page(tabs, server, request):
     `page.canvas` is which canvas it is. `page.errors` has what the pack's files raised: a test that leaves some there
     fails.
     """
-    page = tabs(request.param)
+    page = tabs[request.param]
     use(server, page.canvas)  # a reload asks again
     page.set_viewport_size(VIEWPORT)
     page.mouse.move(5, 500)
@@ -79,3 +91,16 @@ def is_ours(said) -> bool:
 
 def ready(page) -> None:
     page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=90_000)
+
+
+def still(page, seen: str) -> None:
+    """Until what is seen, an expression, is the same for two fifths of a second: layouts settle over several frames."""
+    page.wait_for_function(
+        """seen => {
+        const now = JSON.stringify(eval(seen)), before = window.fewstepSeen;
+        window.fewstepSeen = { now, times: before?.now === now ? before.times + 1 : 0 };
+        return window.fewstepSeen.times >= 4; }""",
+        arg=seen,
+        timeout=10_000,
+        polling=100,
+    )

@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import ready
+from .conftest import CANVASES, ready, still
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 PICTURES = Path(__file__).with_name("pictures")
 SAME = 4  # of 255, in the mean: other processors round otherwise
-EVERY = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 REPORTS = "[...document.querySelectorAll('.fewstep-report')].map(element => element.textContent)"
 TUNE = "window.app.graph.nodes.find(node => node.type === 'FewStepTune')"
 CLOSER = f"""() => {{
@@ -54,6 +53,14 @@ BOXES = {
         const box = element.getBoundingClientRect(), node = window.app.graph.getNodeById(element.dataset.nodeId);
         return [node?.type, box.x, box.y, box.width, box.height]; })""",
 }
+
+
+@pytest.fixture(autouse=True)
+def alone_with_nodes2(page, tabs):
+    """There, front end 1.32 moves the nodes of a workflow together that is opened after another one."""
+    yield
+    if page.canvas == "nodes2":
+        tabs.pop("nodes2").close()
 
 
 def load(page, path: Path) -> dict:
@@ -181,9 +188,9 @@ AFTERWARDS = {  # what else is looked at when an example has run
 }
 
 
-@EVERY
+@pytest.mark.parametrize("page", CANVASES, indirect=True)  # one after the other: the host keeps the last job's results
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_drawn_in_the_browser(page, server, path):
-    """The second canvas is told what the first one ran: the host has it all in its cache."""
     workflow = load(page, path)
     check_loaded(page, workflow)
     check_saved(page, workflow)
@@ -191,6 +198,7 @@ def test_an_example_is_drawn_in_the_browser(page, server, path):
     saved = "window.app.graph.nodes.find(n => n.type === 'SaveImage')"
     page.wait_for_function(f"window.app.nodeOutputs[{saved}.id]?.images?.length", timeout=30_000)
     photograph(page, path.stem)
+    still(page, BOXES[page.canvas])
     boxes = page.evaluate(BOXES[page.canvas])
     assert len(boxes) == len(workflow["nodes"]) and overlapping(boxes) == []
     savers = sorted(node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import fresh, ready
+from .conftest import fresh, ready, still
 from .test_examples import REPORTS, photograph, run
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
@@ -35,10 +35,6 @@ INTO_VIEW = f"""() => {{
     const {{ ds }} = window.app.canvas;
     ds.offset[1] += (300 - {AREA}[1]) / ds.scale;
     window.app.canvas.setDirty(true, true); }}"""
-STILL = f"""(() => {{
-    const before = window.fewstepArea;
-    window.fewstepArea = String({AREA});
-    return window.fewstepArea === before; }})()"""
 PIXELS = """color => {
     const canvas = document.querySelector('.fewstep-plot canvas');
     const {data} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
@@ -86,7 +82,7 @@ def drawn(page, count: int = 1, scale: float = 1.3) -> None:
     near = f"Math.abs({ZOOM} / {scale} - 1) < 0.02"
     page.wait_for_function(f"{DRAWN} === {count} && {near} && {SHARP}", timeout=30_000)
     page.evaluate(INTO_VIEW)
-    page.wait_for_function(STILL, timeout=10_000, polling=100)
+    still(page, AREA)
 
 
 def pointed(page, across: float, down: float) -> list[str]:
