@@ -104,3 +104,12 @@ def still(page, seen: str) -> None:
         timeout=10_000,
         polling=100,
     )
+
+
+def kept(page, text: str) -> None:
+    """Until the front end has that text in its draft of the workflow, which a reload opens."""
+    page.wait_for_function(
+        "text => [localStorage, sessionStorage].some(kept => Object.values(kept).some(one => one.includes(text)))",
+        arg=text,
+        timeout=30_000,
+    )

@@ -17,13 +17,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import CANVASES, ready, still
+from .conftest import CANVASES, kept, ready, still
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 PICTURES = Path(__file__).with_name("pictures")
 SAME = 4  # of 255, in the mean: other processors round otherwise
 REPORTS = "[...document.querySelectorAll('.fewstep-report')].map(element => element.textContent)"
+PLOTTED = """Object.fromEntries(window.app.graph.nodes.map(node => [node.type,
+    node.widgets?.find(widget => widget.name === 'fewstep_plot_view')?.element.textContent ?? ""]))"""
+PLOTS = {  # what a plot says of itself, by node
+    "FewStepBoost": "givenBoost",
+    "FewStepInspectSchedule": "sigmascompare_with",
+    "FewStepRestartSchedule": "with restarts",
+    "FewStepSearchSchedule": "over model calls",
+    "FewStepTune": "error over model calls",
+}
 TUNE = "window.app.graph.nodes.find(node => node.type === 'FewStepTune')"
 CLOSER = f"""() => {{
     const canvas = window.app.canvas, node = {TUNE};
@@ -147,6 +156,12 @@ def by_name(workflow: dict) -> list[tuple]:
     return [(number, *source, to, sockets[to][slot]) for number, *source, to, slot, _ in workflow["links"]]
 
 
+def check_plots(page) -> None:
+    """Nodes that make or pass a schedule, or tune, show it."""
+    plotted = page.evaluate(PLOTTED)
+    assert [(kind, plotted[kind]) for kind, told in PLOTS.items() if told not in plotted.get(kind, told)] == []
+
+
 def what_a_node_said_stays_on_it(page, server) -> None:
     """When the job is over, in the saved workflow and after a reload; and it is no widget value of the node."""
     told = "30 steps: 21 main, 9 in 1 restart\nat sigma"
@@ -155,7 +170,7 @@ def what_a_node_said_stays_on_it(page, server) -> None:
     saved = page.evaluate("window.app.graph.serialize()")
     (node,) = (node for node in saved["nodes"] if node["type"] == "FewStepRestartSchedule")
     assert node["widgets_values"] == ["a1111", "keep_steps"]
-    page.wait_for_timeout(1500)  # until the host has kept its draft
+    kept(page, told.split("\n")[0])
     page.reload()
     ready(page)
     page.wait_for_function(f"{REPORTS}.length", timeout=30_000)
@@ -197,6 +212,7 @@ def test_an_example_is_drawn_in_the_browser(page, server, path):
     history = run(page, server)
     saved = "window.app.graph.nodes.find(n => n.type === 'SaveImage')"
     page.wait_for_function(f"window.app.nodeOutputs[{saved}.id]?.images?.length", timeout=30_000)
+    check_plots(page)
     photograph(page, path.stem)
     still(page, BOXES[page.canvas])
     boxes = page.evaluate(BOXES[page.canvas])

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from .conftest import fresh, ready, still
+from .conftest import fresh, kept, ready, still
 from .test_examples import REPORTS, photograph, run
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 NEEDED = ("FewStepDemoModel", "BasicScheduler", "FewStepInspectSchedule")
 HERE = "window.app.canvas.graph.nodes.filter(node => node.type === 'FewStepInspectSchedule')"
 NODE = f"{HERE}.at(-1)"
+OUTER = "window.app.graph.nodes.find(node => node.subgraph)"
 TRACKER = "window.app.extensionManager.workflow.activeWorkflow.changeTracker"
 DRAWN = "[...document.querySelectorAll('.fewstep-plot canvas')].filter(canvas => canvas.width > 0).length"
 VISIBLE = "document.querySelector('.fewstep-report').innerText"
@@ -44,6 +46,30 @@ PIXELS = """color => {
     return found; }"""
 COLORS = """(style => [style.backgroundColor, style.color])(
     getComputedStyle(document.querySelector('.fewstep-plot')))"""
+RESTARTED = """() => {
+    const { graph } = window.app, of = type => graph.nodes.find(node => node.type === type);
+    const [model, scheduler, inspect] = ["FewStepDemoModel", "BasicScheduler", "FewStepInspectSchedule"].map(of);
+    const [restart, loaded] = ["FewStepRestartSchedule", "FewStepLoadSchedule"].map((type, i) => {
+        const node = window.LiteGraph.createNode(type);
+        node.pos = [inspect.pos[0] + 500 * (i + 1), inspect.pos[1]];
+        graph.add(node);
+        return node; });
+    const join = (from, to, name) => from.connect(0, to, to.inputs.findIndex(input => input.name === name));
+    [restart, loaded].forEach(node => join(model, node, "model"));
+    join(scheduler, restart, "sigmas");
+    join(restart, inspect, "sigmas");
+    join(loaded, inspect, "compare_with"); }"""
+PLOTS = """Object.fromEntries(window.app.graph.nodes.filter(node => node.properties.fewstep_plot).map(node =>
+    [node.type, JSON.parse(node.properties.fewstep_plot).series]))"""
+AREA_OF = """window.app.graph.nodes.find(node => node.type === '{}').widgets
+    .find(({{ name }}) => name === 'fewstep_plot_view').element.querySelector('.fewstep-plot-area')"""
+COUNTING = """() => {
+    window.fewstepListening = 0;
+    for (const [name, by] of [["addEventListener", 1], ["removeEventListener", -1]]) {
+        const done = window[name];
+        window[name] = function (kind) {
+            if (kind === "dppxchange") window.fewstepListening += by;
+            return done.apply(this, arguments); }; } }"""
 BLUE, ORANGE = [76, 155, 232], [224, 164, 88]
 
 
@@ -113,17 +139,17 @@ def test_a_plot_is_sharp_at_any_zoom_in_the_colours_of_the_theme_and_tells_what_
     shown.wait_for_function(f"{TIP}.hidden", timeout=10_000)
 
 
-def check_pointing(page) -> None:
+def check_pointing(page, calls: int = 12) -> None:
     """From left to right the steps rise, and each one's numbers are those that Python sent."""
     told = [pointed(page, across, down) for across, down in ((0.2, 0.1), (0.6, 0.45), (0.95, 0.7))]
-    series, calls = series_of(page), []
+    series, seen = series_of(page), []
     for label, place, sigma, ratio, _ in told:
-        calls.append(int(place.split()[-2]))
-        number = series[label]["calls"].index(calls[-1])
-        assert place.startswith("end," if calls[-1] == 12 else f"step {number + 1}, after {calls[-1]} call")
+        seen.append(int(place.split()[-2]))
+        number = series[label]["calls"].index(seen[-1])
+        assert place.startswith("end," if seen[-1] == calls else f"step {number + 1}, after {seen[-1]} call")
         assert float(sigma.split()[1]) == pytest.approx(series[label]["sigmas"][number], rel=1e-3)
         assert float(ratio.split()[1]) == pytest.approx(series[label]["ratios"][number], rel=1e-3)
-    assert calls == sorted(set(calls)) and calls[-1] == 12
+    assert seen == sorted(set(seen)) and seen[-1] == calls
 
 
 def brightness(color: str) -> float:
@@ -171,7 +197,7 @@ def test_a_text_folds_to_what_is_unusual_and_a_key_unfolds_it(shown):
     shown.wait_for_function(f"{VISIBLE}.includes('noise/signal')", timeout=10_000)
 
 
-def test_plots_survive_copies_undo_subgraphs_and_a_reload_and_are_no_value(shown):
+def test_plots_are_no_value_and_survive_copies_and_undo(shown):
     (node,) = (n for n in shown.evaluate("window.app.graph.serialize()")["nodes"] if n["type"] == NEEDED[2])
     assert node["widgets_values"] == [5, 0] and len(json.dumps(node["properties"])) < 4000
     prompt = shown.evaluate("window.app.graphToPrompt()")["output"]
@@ -183,30 +209,55 @@ def test_plots_survive_copies_undo_subgraphs_and_a_reload_and_are_no_value(shown
     for _ in range(3):  # front end 1.32 takes the rounding of a copy's place for a step of its own
         if shown.evaluate(f"{HERE}.length") == 2:
             shown.evaluate(f"{TRACKER}.undo()")
-            shown.wait_for_timeout(500)
     drawn(shown)
     assert len(shown.evaluate(REPORTS)) == 1
-    shown.evaluate(f"window.app.canvas.graph.convertToSubgraph(new Set([{NODE}])); {TRACKER}.checkState()")
-    inside = "(outer => window.app.canvas.openSubgraph(outer.subgraph, outer))(app.graph.nodes.find(n => n.subgraph))"
-    shown.evaluate(inside)
-    shown.wait_for_function(f"{HERE}.length === 1", timeout=10_000)
+    shown.evaluate(f"window.app.graph.remove({NODE}); {TRACKER}.checkState()")
+    shown.wait_for_function(f"{DRAWN} === 0", timeout=10_000)
+    shown.evaluate(f"{TRACKER}.undo()")
     drawn(shown)
-    shown.wait_for_timeout(2000)  # until the host has kept its draft
+    check_pointing(shown)
+
+
+def test_a_plot_goes_into_a_new_subgraph_hears_of_jobs_there_and_survives_a_reload(shown, server):
+    shown.evaluate(f"window.app.canvas.selectItems([{NODE}])")
+    shown.evaluate("window.app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph')")
+    enter(shown)
+    drawn(shown)
+    check_pointing(shown)
+    photograph(shown, "plot-in-new-subgraph")
+    shown.evaluate("""for (const node of window.app.graph.nodes)
+        if (node.type === 'BasicScheduler') node.widgets.find(({ name }) => name === 'steps').value = 9""")
+    run(shown, server)
+    shown.wait_for_function(f"{VISIBLE}.startsWith('sigmas: 9 calls')", timeout=10_000)
+    drawn(shown)
+    check_pointing(shown, calls=9)
+    kept(shown, "sigmas: 9 calls")
     shown.reload()
     ready(shown)
-    shown.wait_for_function("window.app.graph.nodes.some(node => node.subgraph)", timeout=30_000)
-    shown.evaluate(inside)
-    shown.wait_for_function(f"{HERE}.length === 1", timeout=10_000)
+    enter(shown)
     drawn(shown)
-    assert shown.evaluate(REPORTS)[0].startswith("sigmas: 12 calls")
+    check_pointing(shown, calls=9)
+    assert shown.evaluate(REPORTS)[0].startswith("sigmas: 9 calls")
     photograph(shown, "plot-in-subgraph-reloaded")
+
+
+def enter(page) -> None:
+    """The subgraph: with Nodes 2.0 by the button on its node."""
+    page.wait_for_function(f"{OUTER} !== undefined", timeout=30_000)
+    if page.canvas == "classic":
+        page.evaluate(f"(outer => window.app.canvas.openSubgraph(outer.subgraph, outer))({OUTER})")
+    else:
+        page.evaluate(CLOSER.replace(NODE, OUTER), 1)
+        page.locator("[data-testid='subgraph-enter-button']").click()
+    page.wait_for_function(f"{HERE}.length === 1", timeout=10_000)
 
 
 def test_a_fresh_page_knows_the_last_job_where_it_ran_this_node_and_needs_no_plots_for_it(shown, browser, server):
     page = fresh(browser, server, shown.canvas)
-    with page.expect_response("**/history?max_items=1"):
+    with page.expect_response("**/history?max_items=1") as asked:
         load(page, workflow(steps=13))
-    page.wait_for_timeout(500)
+    asked.value.finished()
+    still(page, REPORTS)
     assert page.evaluate(REPORTS) == []
     load(page, workflow())
     page.wait_for_function(f"{REPORTS}.length === 1", timeout=30_000)
@@ -231,3 +282,32 @@ def test_a_flow_schedule_is_linear_and_begins_without_signal(page, server):
     assert first[1:] == ["step 1, after 0 calls", "sigma 1", "noise/signal ∞", "log-SNR -∞"]
     assert last[1:] == ["end, after 8 calls", "sigma 0", "noise/signal 0", "log-SNR ∞"]
     photograph(page, "plot-flow")
+
+
+def test_restarts_and_a_loaded_schedule_are_plotted_on_their_own_nodes(page, server):
+    load(page, workflow(steps=30))
+    page.evaluate(RESTARTED)
+    run(page, server)
+    drawn(page, count=3, scale=0.6)
+    plots = page.evaluate(PLOTS)
+    assert [one["label"] for one in plots["FewStepInspectSchedule"]] == ["sigmas", "compare_with"]
+    (loaded,), (restarted,) = plots["FewStepLoadSchedule"], plots["FewStepRestartSchedule"]
+    assert loaded["calls"][-1] == 8 and restarted["calls"][-1] == 30
+    jump = next(i for i, (calls, after) in enumerate(pairwise(restarted["calls"])) if calls == after)
+    area = AREA_OF.format("FewStepRestartSchedule")
+    page.evaluate(f"{area}.focus()")
+    for _ in range(jump + 1):
+        page.keyboard.press("ArrowRight")
+    told = page.evaluate(f"{area}.querySelector('.fewstep-tip').textContent").split("\n")
+    assert told[0] == f"back up from here, after {restarted['calls'][jump]} calls"
+    photograph(page, "plots-of-three-nodes")
+
+
+def test_what_is_not_in_the_page_keeps_nothing_that_listens(shown):
+    """uPlot asks the window for changes of its pixels, until it is destroyed."""
+    shown.evaluate(COUNTING)
+    for _ in range(3):
+        shown.evaluate("document.querySelector('.fewstep-switch').click()")
+        shown.wait_for_function(f"{DRAWN} === 1", timeout=10_000)
+    shown.evaluate("window.app.graph.clear()")
+    shown.wait_for_function("window.fewstepListening === -1", timeout=10_000)  # what was there when counting began

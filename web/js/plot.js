@@ -208,6 +208,7 @@ function draw(area, state) {
   state.zoom = zoom;
   state.isFollowed = false;
   state.u?.destroy();
+  drawings.add(area);
   const drawn = area.firstElementChild;
   drawn.style.transform = `scale(${1 / zoom})`;
   const { chart } = state;
@@ -233,6 +234,14 @@ function draw(area, state) {
     drawn
   );
   point(area, state, state.found);
+}
+
+/** What is not in the page keeps no drawing, which would listen to the window for ever; once back, it is drawn anew. */
+function erase(area) {
+  const state = states.get(area);
+  state.u?.destroy();
+  state.u = state.key = null;
+  drawings.delete(area);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -296,6 +305,7 @@ function step(area, state, event) {
 // On the node
 
 const states = new WeakMap(); // of the areas to draw in
+const drawings = new Set(); // those that are drawn
 
 function build() {
   const box = make("div", "fewstep-box fewstep-plot");
@@ -371,4 +381,5 @@ function switchFor(node, views, view, changed) {
 setInterval(() => {
   if (document.hidden) return;
   for (const area of document.querySelectorAll(".fewstep-plot-area")) draw(area, states.get(area));
+  for (const area of drawings) if (!area.isConnected) erase(area);
 }, EVERY);
