@@ -49,13 +49,15 @@ COLORS = """(style => [style.backgroundColor, style.color])(
 RESTARTED = """() => {
     const { graph } = window.app, of = type => graph.nodes.find(node => node.type === type);
     const [model, scheduler, inspect] = ["FewStepDemoModel", "BasicScheduler", "FewStepInspectSchedule"].map(of);
-    const [restart, loaded] = ["FewStepRestartSchedule", "FewStepLoadSchedule"].map((type, i) => {
+    const [restart, loaded, flow] = ["FewStepRestartSchedule", "FewStepLoadSchedule", model.type].map((type, i) => {
         const node = window.LiteGraph.createNode(type);
         node.pos = [inspect.pos[0] + 500 * (i + 1), inspect.pos[1]];
         graph.add(node);
         return node; });
     const join = (from, to, name) => from.connect(0, to, to.inputs.findIndex(input => input.name === name));
-    [restart, loaded].forEach(node => join(model, node, "model"));
+    flow.widgets[0].value = "flow";
+    join(model, restart, "model");
+    join(flow, loaded, "model");
     join(scheduler, restart, "sigmas");
     join(restart, inspect, "sigmas");
     join(loaded, inspect, "compare_with"); }"""
