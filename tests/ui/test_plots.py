@@ -65,6 +65,11 @@ PLOTS = """Object.fromEntries(window.app.graph.nodes.filter(node => node.propert
     [node.type, JSON.parse(node.properties.fewstep_plot).series]))"""
 AREA_OF = """window.app.graph.nodes.find(node => node.type === '{}').widgets
     .find(({{ name }}) => name === 'fewstep_plot_view').element.querySelector('.fewstep-plot-area')"""
+INSIDE = """found => {
+    const area = eval(found), parts = [area, ...[".fewstep-tip", ".fewstep-dot"].map(name => area.querySelector(name))];
+    const [plot, tip, dot] = parts.map(part => part.getBoundingClientRect());
+    const covers = tip.left < dot.right && dot.left < tip.right && tip.top < dot.bottom && dot.top < tip.bottom;
+    return [tip.left >= plot.left - 1 && tip.right <= plot.right + 1, covers]; }"""
 COUNTING = """() => {
     window.fewstepListening = 0;
     for (const [name, by] of [["addEventListener", 1], ["removeEventListener", -1]]) {
@@ -236,17 +241,17 @@ def test_a_plot_goes_into_a_new_subgraph_hears_of_jobs_there_and_survives_a_relo
     kept(shown, "sigmas: 9 calls")
     shown.reload()
     ready(shown)
-    enter(shown)
+    enter(shown, opened=True)
     drawn(shown)
     check_pointing(shown, calls=9)
     assert shown.evaluate(REPORTS)[0].startswith("sigmas: 9 calls")
     photograph(shown, "plot-in-subgraph-reloaded")
 
 
-def enter(page) -> None:
-    """The subgraph: with Nodes 2.0 by the button on its node."""
+def enter(page, opened: bool = False) -> None:
+    """The subgraph: with Nodes 2.0 by the button on its node. Newer front ends may have `opened` it by themselves."""
     page.wait_for_function(f"{OUTER} !== undefined", timeout=30_000)
-    if page.canvas == "classic":
+    if opened or page.canvas == "classic":
         page.evaluate(f"(outer => window.app.canvas.openSubgraph(outer.subgraph, outer))({OUTER})")
     else:
         page.evaluate(CLOSER.replace(NODE, OUTER), 1)
@@ -302,6 +307,7 @@ def test_restarts_and_a_loaded_schedule_are_plotted_on_their_own_nodes(page, ser
         page.keyboard.press("ArrowRight")
     told = page.evaluate(f"{area}.querySelector('.fewstep-tip').textContent").split("\n")
     assert told[0] == f"back up from here, after {restarted['calls'][jump]} calls"
+    assert page.evaluate(INSIDE, area) == [True, False]  # a narrow node
     photograph(page, "plots-of-three-nodes")
 
 

@@ -20,6 +20,7 @@ const LABELLED = 20; // pixels from one label of a logarithmic axis to the next
 const ROOM = 1.2; // of a logarithmic axis, beyond its ends
 const ASIDE = 0.06; // of another one
 const FLOOR = 0.4; // of the least number, where a logarithmic axis shows 0
+const GAP = 12; // pixels between a point and what is told of it
 const BESIDE = 2; // beyond all others, where the axis of log-SNR shows infinity
 
 link("./vendor/uPlot/uPlot.min.css");
@@ -277,15 +278,17 @@ function point(area, state, found) {
   Object.assign(dot.style, { left: `${x}px`, top: `${y}px`, background: found.series.color });
   const label = chart.series.length > 1 ? [found.series.label] : [];
   tip.textContent = [...label, ...found.point.rows].join("\n");
-  const isRight = x > area.offsetWidth / 2;
-  const { points } = found.series;
-  const isAbove = points[0].at > points.at(-1).at !== isRight; // on the side of the line where there is nothing
-  Object.assign(tip.style, {
-    left: isRight ? "" : `${x + 12}px`,
-    right: isRight ? `${area.offsetWidth - x + 12}px` : "",
-    top: isAbove ? "4px" : "",
-    bottom: isAbove ? "" : "24px",
-  });
+  beside(area, tip, x, y, found.series.points);
+}
+
+/** The tip, on the side of the line where there is nothing; on a narrow node above or below what it tells of. */
+function beside(area, tip, x, y, points) {
+  const [width, height] = [area.offsetWidth, area.offsetHeight];
+  const isRight = x > width / 2;
+  const wanted = isRight ? x - GAP - tip.offsetWidth : x + GAP;
+  const left = Math.max(0, Math.min(wanted, width - tip.offsetWidth));
+  const isAbove = left === wanted ? points[0].at > points.at(-1).at !== isRight : y > height / 2;
+  Object.assign(tip.style, { left: `${left}px`, top: isAbove ? "4px" : "", bottom: isAbove ? "" : "24px" });
 }
 
 function step(area, state, event) {
