@@ -46,7 +46,7 @@ PIXELS = """color => {
     return found; }"""
 COLORS = """(style => [style.backgroundColor, style.color])(
     getComputedStyle(document.querySelector('.fewstep-plot')))"""
-RESTARTED = """() => {
+RESTARTED = """steps => {
     const { graph } = window.app, of = type => graph.nodes.find(node => node.type === type);
     const [model, scheduler, inspect] = ["FewStepDemoModel", "BasicScheduler", "FewStepInspectSchedule"].map(of);
     const [restart, loaded, flow] = ["FewStepRestartSchedule", "FewStepLoadSchedule", model.type].map((type, i) => {
@@ -56,6 +56,7 @@ RESTARTED = """() => {
         return node; });
     const join = (from, to, name) => from.connect(0, to, to.inputs.findIndex(input => input.name === name));
     flow.widgets[0].value = "flow";
+    loaded.widgets.find(({ name }) => name === "steps").value = steps;
     join(model, restart, "model");
     join(flow, loaded, "model");
     join(scheduler, restart, "sigmas");
@@ -292,15 +293,15 @@ def test_a_flow_schedule_is_linear_and_begins_without_signal(page, server):
 
 
 def test_restarts_and_a_loaded_schedule_are_plotted_on_their_own_nodes(page, server):
-    steps = {"classic": 30, "nodes2": 36}[page.canvas]  # the host says nothing of what it has run already
+    steps, few = {"classic": (30, 8), "nodes2": (36, 9)}[page.canvas]  # the host is silent on what it has run already
     load(page, workflow(steps=steps))
-    page.evaluate(RESTARTED)
+    page.evaluate(RESTARTED, few)
     run(page, server)
     drawn(page, count=3, scale=0.6)
     plots = page.evaluate(PLOTS)
     assert [one["label"] for one in plots["FewStepInspectSchedule"]] == ["sigmas", "compare_with"]
     (loaded,), (restarted,) = plots["FewStepLoadSchedule"], plots["FewStepRestartSchedule"]
-    assert loaded["calls"][-1] == 8 and restarted["calls"][-1] == steps
+    assert loaded["calls"][-1] == few and restarted["calls"][-1] == steps
     jump = next(i for i, (calls, after) in enumerate(pairwise(restarted["calls"])) if calls == after)
     area = AREA_OF.format("FewStepRestartSchedule")
     page.evaluate(f"{area}.focus()")
