@@ -44,8 +44,9 @@ PIXELS = """color => {
     for (let i = 0; i < data.length; i += 4)
         found += data[i + 3] > 200 && color.every((value, channel) => Math.abs(data[i + channel] - value) < 30);
     return found; }"""
-COLORS = """(style => [style.backgroundColor, style.color])(
-    getComputedStyle(document.querySelector('.fewstep-plot')))"""
+COLORS = """(({ backgroundColor, color }, entries) => [backgroundColor, color, ...entries])(
+    getComputedStyle(document.querySelector('.fewstep-plot')),
+    [...document.querySelectorAll('.fewstep-legend span')].map(one => getComputedStyle(one, '::before').borderTopColor))"""
 RESTARTED = """steps => {
     const { graph } = window.app, of = type => graph.nodes.find(node => node.type === type);
     const [model, scheduler, inspect] = ["FewStepDemoModel", "BasicScheduler", "FewStepInspectSchedule"].map(of);
@@ -78,7 +79,6 @@ COUNTING = """() => {
         window[name] = function (kind) {
             if (kind === "dppxchange") window.fewstepListening += by;
             return done.apply(this, arguments); }; } }"""
-BLUE, ORANGE = [76, 155, 232], [224, 164, 88]
 
 
 def workflow(kind: str = "eps", steps: int = 12) -> dict:
@@ -137,9 +137,11 @@ def test_a_plot_is_sharp_at_any_zoom_in_the_colours_of_the_theme_and_tells_what_
     for scale, palette in ((0.6, "dark"), (1.0, "dark"), (1.8, "light")):
         shown.evaluate(f"window.app.extensionManager.setting.set('Comfy.ColorPalette', '{palette}')")
         drawn(shown, scale=scale)
-        shown.wait_for_function(f"({PIXELS})({BLUE}) > 100 && ({PIXELS})({ORANGE}) > 50", timeout=10_000)
-        back, text = map(brightness, shown.evaluate(COLORS))
-        assert (back > text) == (palette == "light") and abs(back - text) > 90
+        still(shown, COLORS)
+        back, text, *lines = map(channels, shown.evaluate(COLORS))
+        assert (luminance(back) > luminance(text)) == (palette == "light")
+        assert contrast(back, text) > 7 and min(contrast(back, line) for line in lines) > 3 and len(lines) == 2
+        shown.wait_for_function(f"{json.dumps(lines)}.every(color => ({PIXELS})(color) > 50)", timeout=10_000)
         check_pointing(shown)
         photograph(shown, f"plot-{palette}-{scale:g}")
     shown.evaluate("window.app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
@@ -160,9 +162,21 @@ def check_pointing(page, calls: int = 12) -> None:
     assert seen == sorted(set(seen)) and seen[-1] == calls
 
 
-def brightness(color: str) -> float:
+def channels(color: str) -> list[float]:
     """Of rgb(1, 2, 3)."""
-    return sum(float(part) for part in color[color.index("(") + 1 : -1].split(",")[:3]) / 3
+    return [float(part) for part in color[color.index("(") + 1 : -1].split(",")[:3]]
+
+
+def luminance(color: list[float]) -> float:
+    """Relative, as WCAG has it."""
+    red, green, blue = (one / 255 / 12.92 if one <= 10 else ((one / 255 + 0.055) / 1.055) ** 2.4 for one in color)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """1 to 21, as WCAG has it: text needs 4.5, lines 3."""
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_keys_read_the_plot_and_buttons_change_and_fold_it(shown):

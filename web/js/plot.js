@@ -9,7 +9,10 @@ import uPlot from "./vendor/uPlot/uPlot.esm.js";
 const NAME = "fewstep_plot_view";
 const FOLDED = "fewstep_plot_folded";
 const VIEW = "fewstep_plot_axis";
-const COLORS = ["#4c9be8", "#e0a458", "#5fb37a", "#c678b8", "#d9655c", "#8a8f3a", "#2fa7b5", "#8f7ae5"];
+const COLORS = {
+  onDark: ["#4c9be8", "#e0a458", "#5fb37a", "#c678b8", "#d9655c", "#a3a844", "#2fa7b5", "#9b88ea"],
+  onLight: ["#1d5fa3", "#7d4a00", "#1c6236", "#80357a", "#93261f", "#505412", "#0d5a63", "#4f3bab"],
+};
 const DASHES = [[], [7, 3], [2, 2.5], [9, 3, 2, 3]]; // so that no line is told by its colour alone
 const HEADED = 27; // pixels, of what stays when it is folded
 const DRAWN = 190; // pixels, of the rest
@@ -107,7 +110,6 @@ function chartOf(plot, view) {
   const isLog = kind.isLog(plot, view);
   const series = plot.series.map((one, i) => ({
     label: one.label,
-    color: COLORS[i % COLORS.length],
     dash: DASHES[i % DASHES.length],
     points: kind.points(one, view),
   }));
@@ -124,6 +126,30 @@ function chartOf(plot, view) {
 function colorsOf(area) {
   const styles = getComputedStyle(area);
   return Object.fromEntries(["text", "quiet", "line"].map((name) => [name, styles.getPropertyValue(`--fewstep-${name}`)]));
+}
+
+const brightnesses = new Map(); // by colour, as the page writes it
+
+/** 0 to 255; asked of a canvas, which reads every way of writing a colour. */
+function brightness(color) {
+  if (!brightnesses.has(color)) {
+    const ctx = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d");
+    ctx.fillStyle = color;
+    ctx.fillRect(0, 0, 1, 1);
+    const [red, green, blue] = ctx.getImageData(0, 0, 1, 1).data;
+    brightnesses.set(color, (red + green + blue) / 3);
+  }
+  return brightnesses.get(color);
+}
+
+/** Gives the series colours that are seen beside a text of that colour, in the legend too. */
+function colored(area, { series }, text) {
+  const colors = brightness(text) < 128 ? COLORS.onLight : COLORS.onDark;
+  const entries = area.nextElementSibling?.children ?? [];
+  series.forEach((one, i) => {
+    one.color = colors[i % colors.length];
+    entries[i]?.style.setProperty("--fewstep-color", one.color);
+  });
 }
 
 function zoomOf(area) {
@@ -213,6 +239,7 @@ function draw(area, state) {
   const drawn = area.firstElementChild;
   drawn.style.transform = `scale(${1 / zoom})`;
   const { chart } = state;
+  colored(area, chart, colors.text);
   state.u = new uPlot(
     {
       width: width * zoom,
@@ -336,9 +363,8 @@ function areaFor(chart, title) {
 
 function legendFor(chart) {
   const legend = make("div", "fewstep-legend");
-  for (const { label, color, dash } of chart.series) {
+  for (const { label, dash } of chart.series) {
     const entry = make("span", "", label);
-    entry.style.setProperty("--fewstep-color", color);
     entry.style.setProperty("--fewstep-dash", dash.length ? (dash[0] < 3 ? "dotted" : "dashed") : "solid");
     legend.append(entry);
   }
