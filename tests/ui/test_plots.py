@@ -46,7 +46,8 @@ PIXELS = """color => {
     return found; }"""
 COLORS = """(({ backgroundColor, color }, entries) => [backgroundColor, color, ...entries])(
     getComputedStyle(document.querySelector('.fewstep-plot')),
-    [...document.querySelectorAll('.fewstep-legend span')].map(one => getComputedStyle(one, '::before').borderTopColor))"""
+    [...document.querySelectorAll('.fewstep-legend span')].map(one => getComputedStyle(one, '::before').borderTopColor)
+)"""
 RESTARTED = """steps => {
     const { graph } = window.app, of = type => graph.nodes.find(node => node.type === type);
     const [model, scheduler, inspect] = ["FewStepDemoModel", "BasicScheduler", "FewStepInspectSchedule"].map(of);
