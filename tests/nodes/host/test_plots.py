@@ -53,7 +53,9 @@ def test_a_long_schedule_is_thinned_but_keeps_its_end_and_its_jumps():
     from fewstep.nodes.host.plots import MOST_POINTS, schedule_plot
 
     sigmas = [float(sigma) for sigma in range(2000, 1000, -1)] + [1500.0] + [*map(float, range(1499, -1, -1))]
-    (series,) = schedule_plot({"long": sigmas})["series"]
+    plot = schedule_plot({"long": sigmas})
+    assert plot is not None
+    (series,) = plot["series"]
     assert len(series["sigmas"]) <= MOST_POINTS + 3 and series["sigmas"][-1] == 0 and series["steps"][-1] == 2501
     jump = series["sigmas"].index(1001.0)
     assert series["sigmas"][jump + 1] == 1500.0 and series["calls"][jump : jump + 2] == [999, 999]
