@@ -1,66 +1,66 @@
-// The text of a node: what comes before its first empty line, or its first line, is always in view, the rest folds where
-// it is long. Line breaks are kept.
+// What a node has to say, as text below its widgets: what comes before its first empty line, or its first line, is
+// always in view, the rest folds where it is long.
+//
+// A folded text is whole in the page all the same, with its line breaks, so that it is found and copied as it was said.
 
+import { elementOn, foldButton, isFolded, make, shield, size } from "./parts.js";
+
+const NAME = "fewstep_report";
+const FOLDED = "fewstep_folded";
 const LINE = 15; // pixels
-const UNFOLDED = 8; // lines that are shown without asking
-const MOST_LINES = 14; // then it scrolls
+const LONG = 8; // lines; more are folded until a person unfolds them
+const MOST_LINES = 20; // then it scrolls
+const FRAME = 12; // pixels
+const LETTER = 6.7; // pixels
 
-function lines(text, width) {
-  const perLine = Math.max(20, Math.floor((width - 40) / 6.7));
-  return text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / perLine)), 0);
+function build() {
+  const box = make("div", "fewstep-box fewstep-report");
+  box.append(make("div", "fewstep-text"));
+  shield(box, () => box.scrollHeight > box.clientHeight + 1);
+  return box;
 }
 
-function restOf(text) {
-  const empty = text.indexOf("\n\n");
-  const line = text.indexOf("\n");
-  return empty > 0 ? text.slice(empty + 2) : line > 0 ? text.slice(line + 1) : "";
+/** First line, what else stays in view, and what folds; together they are the text. */
+function parted(text) {
+  const ends = [text.indexOf("\n"), text.indexOf("\n\n")].map((end) => (end < 0 ? text.length : end));
+  const [line, kept] = [ends[0], text.includes("\n\n") ? ends[1] : ends[0]];
+  return [text.slice(0, line), text.slice(line, kept), text.slice(kept)];
 }
 
-// onFold is told, of every fold and unfold by hand, whether it is open now.
-export function panel(onFold) {
-  const box = document.createElement("details");
-  const head = document.createElement("summary");
-  const body = document.createElement("div");
-  box.className = "fewstep-report";
-  box.append(head, body);
-  Object.assign(box.style, {
-    boxSizing: "border-box",
-    width: "100%",
-    padding: "6px 8px",
-    borderRadius: "6px",
-    font: `11px/${LINE}px ui-monospace, monospace`,
-    color: "var(--input-text, #ddd)",
-    background: "var(--comfy-input-bg, #222)",
-    overflowY: "auto",
-    userSelect: "text",
-  });
-  for (const part of [head, body]) {
-    Object.assign(part.style, { whiteSpace: "pre-wrap", overflowWrap: "anywhere", cursor: "text", tabSize: 4 });
-  }
-  // Selecting a sentence, or scrolling, is not dragging the node or zooming the canvas.
-  for (const kind of ["pointerdown", "mousedown", "wheel"]) {
-    box.addEventListener(kind, (event) => event.stopPropagation());
-  }
-  let text = "";
-  head.addEventListener("click", (event) => {
-    const selecting = window.getSelection()?.toString() && event.detail > 0;
-    if (selecting || !body.textContent) event.preventDefault();
-    else onFold(!box.open); // the browser turns it after this
-  });
-  return {
-    box,
-    // open: as the person left it, or undefined.
-    say(said, open) {
-      text = said;
-      const rest = restOf(text);
-      head.textContent = text.slice(0, text.length - rest.length);
-      body.textContent = rest;
-      Object.assign(head.style, rest ? { display: "list-item", cursor: "pointer" } : { display: "block", cursor: "text" });
-      box.open = open ?? rest.split("\n").length < UNFOLDED;
-    },
-    height(width) {
-      const shown = box.open ? text : head.textContent.trimEnd();
-      return Math.min(lines(shown, width), MOST_LINES) * LINE + 14;
-    },
+const linesOf = (text) => (text ? text.trim().split("\n") : []);
+
+/** How high the text will be, where the page has not laid it out. */
+function estimated(node, shown) {
+  const perLine = Math.max(20, Math.floor((node.size[0] - 44) / LETTER));
+  return linesOf(shown).reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / perLine)), 0) * LINE + 4;
+}
+
+/** Sizes the box by its content, now and whenever the lines wrap anew, as where the node's width changes. */
+function fitted(node, box, shown) {
+  const content = box.firstElementChild;
+  const fit = () => {
+    const height = content.offsetHeight || estimated(node, shown);
+    size(node, box, Math.min(height, MOST_LINES * LINE) + FRAME, false);
   };
+  fit();
+  box.watch?.disconnect();
+  box.watch = new ResizeObserver(fit);
+  box.watch.observe(content);
+}
+
+export function showText(node, text) {
+  if (!text && !node.widgets?.some((widget) => widget.name === NAME)) return;
+  const box = elementOn(node, NAME, "fewstepReport", build);
+  const content = box.firstElementChild;
+  const [first, kept, rest] = parted(text ?? "");
+  const hidden = linesOf(rest).length;
+  const folded = isFolded(node, FOLDED, hidden >= LONG);
+  const button = foldButton(node, FOLDED, first, folded, () => showText(node, text));
+  button.disabled = hidden === 0;
+  if (folded && hidden) button.dataset.more = `… ${hidden} more ${hidden === 1 ? "line" : "lines"}`;
+  const more = Object.assign(make("span", "", rest), { hidden: folded });
+  const hadFocus = content.contains(document.activeElement);
+  content.replaceChildren(button, make("span", "", kept), more);
+  if (hadFocus) button.focus();
+  fitted(node, box, folded ? first + kept : text ?? "");
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,13 +37,29 @@ def test_a_flow_schedule_is_sent_with_its_ratios_and_as_json():
     from fewstep.samplers.noise_law import FLOW
 
     plot = schedule_plot({"mine": (1.0, 0.5, 0.0)}, FLOW, (0.0, 1.0))
+    series = {"label": "mine", "steps": [1, 2, 3], "calls": [0, 1, 2], "sigmas": [1.0, 0.5, 0.0]}
     assert plot == {
         "kind": "schedule",
-        "series": [{"label": "mine", "sigmas": [1.0, 0.5, 0.0], "ratios": [None, 1.0, 0.0]}],
+        "series": [series | {"ratios": [None, 1.0, 0.0]}],
         "flow": True,
         "span": [0.0, 1.0],
+        "span_ratios": [0.0, None],
     }
-    assert schedule_plot({"long": [1.0] * 2001}, FLOW) is None and schedule_plot({"one": [1.0]}, FLOW) is None
+    assert schedule_plot({"mine": (1.0, 0.5, 0.0)}) == {"kind": "schedule", "series": [series]}  # no model: no ratios
+    assert schedule_plot({"one": [1.0]}, FLOW) is None and schedule_plot({}, FLOW) is None
+
+
+def test_a_long_schedule_is_thinned_but_keeps_its_end_and_its_jumps():
+    from fewstep.nodes.host.plots import MOST_POINTS, schedule_plot
+
+    sigmas = [float(sigma) for sigma in range(2000, 1000, -1)] + [1500.0] + [*map(float, range(1499, -1, -1))]
+    plot = schedule_plot({"long": sigmas})
+    assert plot is not None
+    (series,) = plot["series"]
+    assert len(series["sigmas"]) <= MOST_POINTS + 3 and series["sigmas"][-1] == 0 and series["steps"][-1] == 2501
+    jump = series["sigmas"].index(1001.0)
+    assert series["sigmas"][jump + 1] == 1500.0 and series["calls"][jump : jump + 2] == [999, 999]
+    assert series["calls"][-1] == 2499
 
 
 def test_inspect_passes_on_what_it_looks_at_and_sends_all_curves():
@@ -76,7 +93,8 @@ def test_a_restart_schedule_and_a_loaded_one_are_plotted():
     (curve,) = plot["series"]
     expanded = executed(node("FewStepRestartSchedule"), demo, sigmas, "a1111", "keep_steps")
     assert curve["sigmas"] == pytest.approx(expanded.tolist(), rel=1e-4) and not plot["flow"]
-    assert any(later > sigma for sigma, later in zip(curve["sigmas"], curve["sigmas"][1:], strict=False))
+    jumps = [i for i, (sigma, later) in enumerate(pairwise(curve["sigmas"])) if later > sigma]
+    assert jumps == [i for i, (calls, later) in enumerate(pairwise(curve["calls"])) if later == calls] != []
     names = node("FewStepLoadSchedule").define_schema().inputs[0].options
     loaded = node("FewStepLoadSchedule").execute(names[0], model("flow"), 6, 1.0)
     assert sent(loaded)["plot"]["series"][0]["sigmas"] == pytest.approx(loaded.args[0].tolist(), rel=1e-4)
