@@ -29,7 +29,6 @@ from torch.nn import functional  # noqa: E402
 HERE = Path(__file__).parent
 KL = 1e-3  # of the autoencoder's loss, a mean over the latent's values as the picture's errors are over its own
 COOLDOWN = {"autoencoder": 0.4, "transformer": 0.3}
-LOGGED = 100  # steps a line
 
 
 class Trained(nn.Module):
@@ -138,7 +137,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(args.device)
         found = icons.load(args.data)
         self.vocabulary = found.vocabulary
         if args.icons:
@@ -244,10 +243,10 @@ class Run:
         while self.seconds < end:
             total += self.advance(name, (self.seconds - begin) / (end - begin))
             counted += 1
-            if counted == LOGGED:
-                loss, seconds = total.item() / LOGGED, time.monotonic() - began
+            if counted == self.args.log_every:
+                loss, seconds = total.item() / counted, time.monotonic() - began
                 self.log(part=name, step=self.steps[name], loss=round(loss, 5), seconds=round(self.seconds, 1),
-                         per_second=round(LOGGED * self.batch / seconds))  # fmt: skip
+                         steps_per_second=round(counted / seconds, 2))  # fmt: skip
                 total.zero_()
                 began, counted = time.monotonic(), 0
             if time.monotonic() - saved > self.args.save_every:
@@ -333,9 +332,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60, help="of all runs together")
     parser.add_argument("--share", type=float, default=0.25, help="of the time, for the autoencoder")
     parser.add_argument("--batch", type=int, help="512 on CUDA, 64 on the CPU; the autoencoder takes half")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--icons", type=int, help="only so many, to try the command out")
     parser.add_argument("--save-every", type=float, default=60, help="seconds between checkpoints")
+    parser.add_argument("--log-every", type=int, default=100, help="steps a line")
     return parser.parse_args()
 
 
@@ -353,8 +354,8 @@ def main() -> None:
     run.encode_all()
     run.train("transformer", middle, end)
     run.averaged("transformer")
-    run.publish()
     run.save()
+    run.publish()
     run.picture(64 if run.device.type == "cuda" else 32)
     run.log(finished=True, steps=run.steps, seconds=round(run.seconds, 1))
 
