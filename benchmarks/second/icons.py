@@ -80,6 +80,14 @@ def palettes() -> np.ndarray:
     return np.array(values, np.float32) / 127.5 - 1
 
 
+def pictures(icons: Icons) -> np.ndarray:
+    """All pictures, (N * P, 3, 64, 64) float32 in [-1, 1], by their numbers."""
+    shares = icons.shares.astype(np.float32) / 255
+    whole = np.concatenate([shares, (1 - shares.sum(1, keepdims=True)).clip(0)], axis=1)
+    drawn = np.einsum("nkhw,pkc->npchw", whole, palettes(), optimize=True)
+    return drawn.reshape(-1, 3, SIZE, SIZE).clip(-1, 1)
+
+
 def words(name: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", name.lower())
 

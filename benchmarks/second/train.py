@@ -356,7 +356,7 @@ def main() -> None:
     run.averaged("transformer")
     run.save()
     run.publish()
-    run.picture(64 if run.device.type == "cuda" else 32)
+    run.picture(64 if run.device.type == "cuda" else 16)
     run.log(finished=True, steps=run.steps, seconds=round(run.seconds, 1))
 
 
