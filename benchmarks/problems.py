@@ -20,9 +20,15 @@ sys.path.append(str(Path(__file__).with_name("second")))
 WORDS = ["red apple", "blue heart", "cat face", "rabbit", "sunflower", "penguin", "hot dog", "grinning face"]
 # Of the second network: a class and words each.
 ICONS = [
-    ("Foods", "apple one red"), ("Weather", "cloudy night blue"), ("Animals", "cat orange"), ("Sports", "basketball green"),
-    ("Music", "acoustic purple"), ("Travel", "airplane night"), ("Foods", "birthday cake pink"), ("Build", "castle brown"),
-]  # fmt: skip
+    ("Foods", "apple one red"),
+    ("Weather", "cloudy night blue"),
+    ("Animals", "cat orange"),
+    ("Sports", "basketball green"),
+    ("Music", "acoustic purple"),
+    ("Travel", "airplane night"),
+    ("Foods", "birthday cake pink"),
+    ("Build", "castle brown"),
+]
 
 
 @dataclass(frozen=True)
