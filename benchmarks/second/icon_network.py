@@ -46,6 +46,9 @@ class Residual(nn.Module):
 class Autoencoder(nn.Module):
     """Pictures (B, 3, 4 H, 4 W) in [-1, 1] <-> latents (B, 4, H, W) of mean 0 and variance 1 in every channel."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, outer: int = 48, inner: int = 112):
         super().__init__()
         self.encoder = nn.Sequential(

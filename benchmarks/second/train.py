@@ -145,9 +145,9 @@ class Run:
             found.__dict__["vocabulary"] = self.vocabulary
         self.pictures = Pictures(found, self.device)
         torch.manual_seed(0)
-        autoencoder = Autoencoder().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        transformer = Trained(len(self.vocabulary), len(icons.CATEGORIES)).to(self.device)
-        self.models: dict[str, nn.Module] = {"autoencoder": autoencoder, "transformer": transformer}
+        self.autoencoder = Autoencoder().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.transformer = Trained(len(self.vocabulary), len(icons.CATEGORIES)).to(self.device)
+        self.models: dict[str, nn.Module] = {"autoencoder": self.autoencoder, "transformer": self.transformer}
         self.averages = {k: {n: v.clone() for n, v in m.state_dict().items()} for k, m in self.models.items()}
         self.optimizers = {
             name: torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -204,7 +204,7 @@ class Run:
         pictures = self.pictures.drawn(self.chosen(max(1, self.batch // 2), generator))
         with self.autocast():
             loss, squared = autoencoder_loss(
-                self.models["autoencoder"], pictures.contiguous(memory_format=torch.channels_last), generator
+                self.autoencoder, pictures.contiguous(memory_format=torch.channels_last), generator
             )
         loss.backward()
         return squared.detach()
@@ -219,7 +219,7 @@ class Run:
         at = t[:, None, None, None]
         words, labels = self.pictures.partly_told(chosen, generator)
         with self.autocast():
-            velocity = self.models["transformer"]((1 - at) * x0 + at * noise, t, words, labels)
+            velocity = self.transformer((1 - at) * x0 + at * noise, t, words, labels)
         loss = functional.mse_loss(velocity.float(), noise - x0)
         loss.backward()
         return loss.detach()
@@ -266,7 +266,7 @@ class Run:
     @torch.no_grad()
     def encode_all(self) -> None:
         """The latents of all pictures, and into the autoencoder their mean and deviation by channel."""
-        model, everything = self.models["autoencoder"], torch.arange(len(self.pictures), device=self.device)
+        model, everything = self.autoencoder, torch.arange(len(self.pictures), device=self.device)
         model.mean.zero_()
         model.std.fill_(1)
         latents = torch.cat([self.encoded(part) for part in everything.split(self.batch)])
@@ -283,10 +283,10 @@ class Run:
     def encoded(self, chosen: Tensor) -> Tensor:
         with self.autocast():
             drawn = self.pictures.drawn(chosen).contiguous(memory_format=torch.channels_last)
-            return self.models["autoencoder"].encode(drawn)
+            return self.autoencoder.encode(drawn)
 
     @torch.no_grad()
-    def sample(self, chosen: Tensor, steps: int = 20, cfg: float = 3.0) -> Tensor:
+    def sample(self, chosen: Tensor, steps: int, cfg: float = 3.0) -> Tensor:
         """Pictures by Heun's method, with the captions of the chosen."""
         words, labels = self.pictures.told(chosen)
         generator = torch.Generator(self.device).manual_seed(7)
@@ -296,7 +296,7 @@ class Run:
             at = torch.full((2 * len(x),), t, device=self.device)
             both = torch.cat([words, torch.zeros_like(words)]), torch.cat([labels, torch.zeros_like(labels)])
             with self.autocast():
-                told, untold = self.models["transformer"](torch.cat([x, x]), at, *both).float().chunk(2)
+                told, untold = self.transformer(torch.cat([x, x]), at, *both).float().chunk(2)
             return untold + cfg * (told - untold)
 
         for i in range(steps):
@@ -305,7 +305,7 @@ class Run:
             end = x + (u - t) * first
             x = end if u <= 0 else x + (u - t) * (first + velocity(end, u)) / 2
         with self.autocast():
-            return self.models["autoencoder"].decode(x).clamp(-1, 1)
+            return self.autoencoder.decode(x).clamp(-1, 1)
 
     def publish(self) -> None:
         """The averaged weights as float16 safetensors; the words ride in the metadata."""
@@ -315,10 +315,14 @@ class Run:
         save_file(tensors, temporary, metadata={"format": "pt", "words": json.dumps(self.vocabulary)})
         temporary.replace(self.args.out / "icons.safetensors")
 
-    def picture(self, count: int) -> None:
+    def picture(self, count: int, steps: int) -> None:
         """samples.png: pictures of the data in odd rows, drawings of their captions below."""
         chosen = torch.arange(count, device=self.device) * 9973 % len(self.pictures)
-        rows = torch.stack([self.pictures.drawn(chosen), self.sample(chosen)]).unflatten(1, (-1, 16)).transpose(0, 1)
+        rows = (
+            torch.stack([self.pictures.drawn(chosen), self.sample(chosen, steps)])
+            .unflatten(1, (-1, 16))
+            .transpose(0, 1)
+        )
         sheet = rows.permute(0, 1, 4, 2, 5, 3).reshape(-1, 16 * 64, 3)
         values = (sheet * 127.5 + 127.5).round().byte().cpu().numpy()
         Image.fromarray(values).save(self.args.out / "samples.png", optimize=True)
@@ -356,7 +360,7 @@ def main() -> None:
     run.averaged("transformer")
     run.save()
     run.publish()
-    run.picture(64 if run.device.type == "cuda" else 16)
+    run.picture(*((64, 20) if run.device.type == "cuda" else (16, 8)))
     run.log(finished=True, steps=run.steps, seconds=round(run.seconds, 1))
 
 
