@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 import icons
 import numpy as np
 import torch
-from PIL import Image
 from support.host import start_host
 from torch import Tensor
 
@@ -24,9 +24,11 @@ start_host()
 import comfy.model_management  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
+
+sys.path.append(str(Path(__file__).parents[2] / "demo"))
+from evaluate import TIMES, posterior_velocity, sheet  # noqa: E402
 from icon_model import conditioning, load_autoencoder, load_model  # noqa: E402
 
-TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 STEPS, CFG = 30, 3.0
 
 
@@ -46,9 +48,14 @@ def latents_of(pictures: Tensor) -> Tensor:
     return torch.cat([load_autoencoder().encode(part) for part in pictures.split(64)])
 
 
+def decoded(latents: Tensor) -> Tensor:
+    """Pictures as the autoencoder answers, some values beyond [-1, 1]."""
+    return torch.cat([load_autoencoder().decode(part) for part in latents.split(64)])
+
+
 def pictures_of(latents: Tensor) -> Tensor:
     """In [-1, 1]."""
-    return torch.cat([load_autoencoder().decode(part) for part in latents.split(64)]).clamp(-1, 1)
+    return decoded(latents).clamp(-1, 1)
 
 
 def psnr(pictures: Tensor) -> float:
@@ -88,17 +95,10 @@ def velocity_errors(latents: Tensor, count: int = 64) -> list[dict[str, float]]:
     rows = []
     for t in TIMES:
         x = (1 - t) * latents[chosen] + t * noise
-        distance = torch.cdist(x.flatten(1).double(), (1 - t) * latents.flatten(1).double()).square()
-        mean = (-distance / (2 * t**2)).softmax(1) @ latents.flatten(1).double()
-        told = model.model.apply_model(x, torch.full((count,), t), c_crossattn=context, y=more["pooled_output"])
-        rows.append({"t": t, "error": (told - mean.view_as(x).float()).square().mean().sqrt().item() / t})
+        exact = posterior_velocity(x.double(), t, latents.double()).float()
+        x0 = model.model.apply_model(x, torch.full((count,), t), c_crossattn=context, y=more["pooled_output"])
+        rows.append({"t": t, "error": ((x - x0) / t - exact).square().mean().sqrt().item()})
     return rows
-
-
-def sheet(drawn: Tensor, columns: int, path: Path) -> None:
-    """The pictures in a grid, as a PNG."""
-    rows = (drawn.permute(0, 2, 3, 1).numpy() * 127.5 + 127.5).round().astype(np.uint8).reshape(-1, columns, 64, 64, 3)
-    Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * 64, columns * 64, 3)).save(path, optimize=True)
 
 
 @torch.no_grad()
