@@ -101,7 +101,7 @@ class Pictures:
 
 def times(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """t in (0, 1): logit-normal where pictures are decided, a quarter uniform so that no level is forgotten."""
-    centred = torch.sigmoid(0.3 + 1.1 * torch.randn(count, generator=generator, device=device))
+    centred = torch.sigmoid(1.1 * torch.randn(count, generator=generator, device=device))
     uniform = torch.rand(count, generator=generator, device=device)
     choice = torch.rand(count, generator=generator, device=device)
     return torch.where(choice < 0.25, uniform, centred).clamp(1e-3, 1 - 1e-3)
@@ -153,7 +153,7 @@ class Run:
             name: torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
             for name, model in self.models.items()
         }
-        self.batch = args.batch or (256 if self.device.type == "cuda" else 64)
+        self.batch = args.batch or (512 if self.device.type == "cuda" else 64)
         self.steps = {"autoencoder": 0, "transformer": 0}
         self.spent = 0.0  # seconds of the runs before this one
         self.latents: Tensor | None = None
@@ -335,7 +335,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, default=HERE / ".state", help="folder of the checkpoint")
     parser.add_argument("--minutes", type=float, default=60, help="of all runs together")
     parser.add_argument("--share", type=float, default=0.25, help="of the time, for the autoencoder")
-    parser.add_argument("--batch", type=int, help="256 on CUDA, 64 on the CPU; the autoencoder takes half")
+    parser.add_argument("--batch", type=int, help="512 on CUDA, 64 on the CPU; the autoencoder takes half")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--icons", type=int, help="only so many, to try the command out")
