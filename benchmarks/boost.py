@@ -26,7 +26,7 @@ start_host()
 import comfy.samplers  # noqa: E402
 from fewstep.nodes.host.boost import Boost, boosted  # noqa: E402
 from fewstep.nodes.measuring.estimate import geometric_mean  # noqa: E402
-from problems import Problem, demo_problem, mixture_problem, run  # noqa: E402
+from problems import Problem, demo_problem, mixture_problem, run, second_problem  # noqa: E402
 
 RIVALS = (("euler", "simple"), ("uni_pc", "simple"), ("dpmpp_2m", "karras"))
 CALLS = (4, 5, 6, 8, 10, 12, 16, 20)
@@ -34,6 +34,7 @@ CFGS = (1.0, 2.0, 5.0, 7.5)
 NETWORKS: dict[str, Callable[[float, int], Problem]] = {
     **{f"mixture {kind}": partial(mixture_problem, kind) for kind in ("eps", "flow")},
     **{f"demo {variant}": partial(demo_problem, variant, steps=80) for variant in ("eps", "flow")},
+    **{f"second {variant}": partial(second_problem, variant, steps=80) for variant in ("eps", "flow")},
 }
 
 
@@ -45,9 +46,9 @@ def error(problem: Problem, name: str, scheduler: str, calls: int) -> float:
     return geometric_mean((drawn - problem.end).double().square().flatten(1).mean(1))
 
 
-def rows(seeds: int) -> list[dict]:
+def rows(seeds: int, networks: list[str]) -> list[dict]:
     found = []
-    cells = [(name, cfg) for name in NETWORKS for cfg in CFGS]
+    cells = [(name, cfg) for name in networks for cfg in CFGS]
     for name, cfg in tqdm(cells, mininterval=5):
         problem = NETWORKS[name](cfg, seeds)
         ours = replace(problem, model=boosted(problem.model, Boost()))
@@ -85,11 +86,12 @@ def summary(found: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="with commas between them")
     parser.add_argument("--out", type=Path, default=Path("boost.json"), help="all figures, as JSON")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     with torch.no_grad():
-        found = rows(args.seeds)
+        found = rows(args.seeds, args.networks.split(","))
     args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(table(found), summary(found), sep="\n\n")
 

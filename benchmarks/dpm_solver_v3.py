@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from error_per_call import host_entry
-from problems import Problem, demo_problem, mixture_problem, run
+from problems import Problem, demo_problem, mixture_problem, run, second_problem
 from torch import Tensor
 
 RIVALS = ("dpmpp_2m", "uni_pc_bh2", "deis", "ipndm", "res_multistep", "lms", "gradient_estimation")
@@ -34,6 +34,7 @@ PROBLEMS: dict[str, Callable[[int], Problem]] = {
     for kind, make, variants, cfgs in (
         ("mixture", mixture_problem, ("eps", "flow"), (1.0, 4.0, 7.5)),
         ("demo", partial(demo_problem, steps=60), ("eps", "v", "flow"), (1.0, 5.0)),
+        ("second", partial(second_problem, steps=60), ("eps", "flow"), (1.0, 5.0)),
     )
     for variant in variants
     for cfg in cfgs

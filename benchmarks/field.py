@@ -31,7 +31,7 @@ from fewstep.nodes.host.deis import deis_method_sampler  # noqa: E402
 from fewstep.nodes.host.dual_fast import dual_fast_sampler  # noqa: E402
 from fewstep.nodes.host.noise_law import noise_law  # noqa: E402
 from fewstep.nodes.measuring.estimate import geometric_mean  # noqa: E402
-from problems import Problem, demo_problem, mixture_problem, run  # noqa: E402
+from problems import Problem, demo_problem, mixture_problem, run, second_problem  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 CALLS = (5, 8, 12, 20)
@@ -58,6 +58,7 @@ ENTRIES = {
 NETWORKS = {
     **{f"mixture {kind}": partial(mixture_problem, kind) for kind in ("eps", "flow")},
     **{f"demo {kind}": partial(demo_problem, kind, steps=80) for kind in ("eps", "flow")},
+    **{f"second {kind}": partial(second_problem, kind, steps=80) for kind in ("eps", "flow")},
 }
 
 

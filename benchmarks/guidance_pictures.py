@@ -1,7 +1,7 @@
-"""`python3 run.py python benchmarks/guidance_pictures.py`: kinds of guidance on the bundled model, in pictures.
+"""`python3 run.py python benchmarks/guidance_pictures.py`: kinds of guidance on a trained network, in pictures.
 
 100 prompts by dpmpp_2m with every kind of guidance, weak to strong: whether the picture is the one that was asked for,
-and how far its colours run beyond those of true pictures.
+and how far its colours run beyond those of true pictures. The bundled network, or with --network second the other one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from torch import Tensor
 
 DEMO = Path(__file__).parents[1] / "demo"
 sys.path.append(str(DEMO))  # the demo's scripts stand beside each other, outside of any package
-from data import Emoji, download, pictures, select  # noqa: E402
-from evaluate import encode, named, prompts, to_the_nearest  # noqa: E402
+from data import download, pictures, select  # noqa: E402
+from evaluate import encode, prompts, to_the_nearest  # noqa: E402
+from problems import ICONS, second_coded  # noqa: E402
 
 STEPS = 16
-SHAPE = (3, 64, 64)
 CLIPPED = 0.1  # beyond -1 to 1, a twentieth of the range: more than the grain on a white ground
 SHOWN = ["red apple", "blue heart", "rabbit face", "sunflower", "penguin", "hot dog", "soccer ball", "violin"]
 HIGH = 8.0  # the cfg at which the strength of what bounds it is turned
@@ -109,9 +110,61 @@ class Row:
     chroma: float
 
 
-def spreads_of(model, clip, texts: list[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Subject:
+    """A trained network. coded: conditioning, positive and empty negative, one prompt a batch item. shape: of its
+    latents. pictures_of: latents to pictures before they are clipped to [-1, 1]. wanted: the numbers in data, of all
+    training pictures, of those that the prompts name. shown: further prompts, for the picture of a few."""
+
+    model: Any
+    coded: Callable[[list], tuple[list, list]]
+    shape: tuple[int, int, int]
+    pictures_of: Callable[[Tensor], Tensor]
+    data: Tensor
+    prompts: list
+    wanted: list[int]
+    shown: list
+
+
+def bundled(count: int, folder: Path) -> Subject:
+    """Told the names of emoji."""
+    from fewstep.nodes.models.demo import load_clip, load_model
+
+    package, clip = download(folder), load_clip()
+    emoji = select(package)
+    data, chosen = torch.from_numpy(pictures(package, emoji)), prompts(emoji, count)
+    texts, wanted = [one.name for one in chosen], [emoji.index(one) for one in chosen]
+
+    def coded(texts: list[str]) -> tuple[list, list]:
+        return encode(clip, texts), encode(clip, [""] * len(texts))
+
+    return Subject(load_model("flow"), coded, (3, 64, 64), lambda x: x, data, texts, wanted, SHOWN)
+
+
+def second(count: int, folder: Path) -> Subject:
+    """Told the categories, names and colours of icons."""
+    import icon_evaluate
+    import icon_model
+    import icons
+
+    def coded(given: list[tuple[str, str]]) -> tuple[list, list]:
+        return second_coded(given), second_coded([("", "")] * len(given))
+
+    found = icons.load()
+    data = torch.from_numpy(icons.pictures(found))
+    wanted = icon_evaluate.spread(count, len(data)).tolist()
+    told = [icon_evaluate.caption(found, picture) for picture in wanted]
+    model, pictures_of = icon_model.load_model("flow"), icon_evaluate.decoded
+    return Subject(model, coded, (4, 16, 16), pictures_of, data, told, wanted, ICONS)
+
+
+SUBJECTS = {"demo": bundled, "second": second}
+
+
+def spreads_of(subject: Subject) -> dict[str, Any]:
     """Measured on some of the prompts, by the number of bands."""
-    return {bands: spread_of(model, coded(clip, texts[:8]), SHAPE, bands) for bands in ("1", "4", "8")}
+    some = subject.coded(subject.prompts[:8])
+    return {bands: spread_of(subject.model, some, subject.shape, bands) for bands in ("1", "4", "8")}
 
 
 def guided(model, spreads: dict[str, Any], point: Point):
@@ -119,14 +172,10 @@ def guided(model, spreads: dict[str, Any], point: Point):
     return applied(point.kind, model, spreads[setting.pop("bands", "1")], setting)
 
 
-def draw(model, conditioning: tuple[list, list], cfg: float) -> Tensor:
+def draw(subject: Subject, model, conditioning: tuple[list, list], cfg: float) -> Tensor:
     """Pictures (N, 3, 64, 64), one a prompt, before they are clipped to [-1, 1]."""
-    return drawn(model, conditioning, (len(conditioning[0][0][0]), *SHAPE), cfg, "simple", STEPS)
-
-
-def coded(clip, texts: list[str]) -> tuple[list, list]:
-    """Positive and empty negative conditioning, one text a batch item."""
-    return encode(clip, texts), encode(clip, [""] * len(texts))
+    shape = (len(conditioning[0][0][0]), *subject.shape)
+    return subject.pictures_of(drawn(model, conditioning, shape, cfg, "simple", STEPS))
 
 
 def chroma(x: Tensor) -> Tensor:
@@ -149,13 +198,13 @@ def margin(x: Tensor, data: Tensor, wanted: list[int]) -> float:
     return float((own - likeness.amax(1)).mean())
 
 
-def measured(unclipped: Tensor, wanted: list[Emoji], emoji: list[Emoji], data: Tensor) -> dict[str, float]:
+def measured(unclipped: Tensor, wanted: list[int], data: Tensor) -> dict[str, float]:
     """What a Row tells of the drawn pictures."""
-    places = [emoji.index(one) for one in wanted]
-    truth, x = data[places], unclipped.clamp(-1, 1)
+    truth, x = data[wanted], unclipped.clamp(-1, 1)
+    nearest = torch.cdist(x.flatten(1), data.flatten(1)).argmin(1)
     return {
-        "named": named(x, wanted, emoji, data)[0] / len(x),
-        "margin": margin(x, data, places),
+        "named": float((nearest == torch.tensor(wanted)).double().mean()),
+        "margin": margin(x, data, wanted),
         "distance": to_the_nearest(x, data),
         "clipped": float((unclipped.abs().amax(1) > 1 + CLIPPED).double().mean()),
         "saturated": saturated(x) - saturated(truth),
@@ -197,12 +246,12 @@ def curves(rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def grid(model, clip, spreads: dict[str, Any], path: Path) -> None:
+def grid(subject: Subject, spreads: dict[str, Any], path: Path) -> None:
     """Eight prompts with the same noise, a row a kind of guidance, with its name."""
-    conditioning = coded(clip, SHOWN)
-    sheet = Image.new("RGB", (200 + 96 * len(SHOWN), 96 * len(GRID)), "white")
+    conditioning = subject.coded(subject.shown)
+    sheet = Image.new("RGB", (200 + 96 * len(subject.shown), 96 * len(GRID)), "white")
     for row, point in enumerate(GRID):
-        x = draw(guided(model, spreads, point), conditioning, point.cfg).clamp(-1, 1)
+        x = draw(subject, guided(subject.model, spreads, point), conditioning, point.cfg).clamp(-1, 1)
         name = f"{point.curve}\n{point.dial}"
         ImageDraw.Draw(sheet).text((8, 96 * row + 34), name, "black", font_size=13)
         for column, one in enumerate(x.permute(0, 2, 3, 1).add(1).mul(127.5).round().byte().numpy()):
@@ -220,10 +269,9 @@ def done(path: Path, points: list[Point]) -> list[Row]:
 
 
 def main() -> None:
-    from fewstep.nodes.models.demo import load_clip, load_model
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DEMO / ".state", help="where the picture archive is or goes")
+    parser.add_argument("--network", choices=list(SUBJECTS), default="demo")
+    parser.add_argument("--data", type=Path, default=DEMO / ".state", help="where the archive of the emoji is or goes")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument(
         "--out", type=Path, default=Path("guidance_pictures.json"), help="a stopped run goes on from it"
@@ -232,20 +280,16 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, help="a PNG of the curves")
     parser.add_argument("--grid", type=Path, help="instead: a picture of eight prompts")
     args = parser.parse_args()
-    package = download(args.data)
-    emoji = select(package)
-    data, wanted = torch.from_numpy(pictures(package, emoji)), prompts(emoji, args.prompts)
-    texts = [one.name for one in wanted]
-    model, clip = load_model("flow"), load_clip()
-    spreads = spreads_of(model, clip, texts)
+    subject = SUBJECTS[args.network](args.prompts, args.data)
+    spreads = spreads_of(subject)
     if args.grid:
-        grid(model, clip, spreads, args.grid)
+        grid(subject, spreads, args.grid)
         return
     points = [point for point in POINTS if any(text in point.curve for text in args.only)]
-    rows, conditioning = done(args.out, points), coded(clip, texts)
+    rows, conditioning = done(args.out, points), subject.coded(subject.prompts)
     for point in points[len(rows) :]:
-        x = draw(guided(model, spreads, point), conditioning, point.cfg)
-        rows.append(Row(point.curve, point.dial, **measured(x, wanted, emoji, data)))
+        x = draw(subject, guided(subject.model, spreads, point), conditioning, point.cfg)
+        rows.append(Row(point.curve, point.dial, **measured(x, subject.wanted, subject.data)))
         args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
         print(rows[-1], flush=True)
     print(table(rows))

@@ -21,13 +21,17 @@ from typing import Any
 import torch
 from dpm_solver_v3 import errors, first, statistics_of
 from error_per_call import comfy, host_entry
-from problems import Problem, demo_problem, mixture_problem
+from problems import Problem, demo_problem, mixture_problem, second_problem
 from scipy.optimize import minimize
 from torch import Tensor
 
 PROBLEMS: dict[str, Callable[[int], Problem]] = {
     f"{kind}-{variant}-cfg{cfg:g}": partial(make, variant, cfg)
-    for kind, make in (("mixture", mixture_problem), ("demo", partial(demo_problem, steps=60)))
+    for kind, make in (
+        ("mixture", mixture_problem),
+        ("demo", partial(demo_problem, steps=60)),
+        ("second", partial(second_problem, steps=60)),
+    )
     for variant in ("eps", "flow")
     for cfg in (1.0, 5.0)
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import comfy.sample
 import comfy.samplers
@@ -14,7 +16,19 @@ from support.host_mixture import label_conditioning, mixture_model
 from support.mixture import GuidedMixture, converged, picture_like
 from torch import Tensor
 
+sys.path.append(str(Path(__file__).with_name("second")))
 WORDS = ["red apple", "blue heart", "cat face", "rabbit", "sunflower", "penguin", "hot dog", "grinning face"]
+# Of the second network: a class and words each.
+ICONS = [
+    ("Foods", "apple one red"),
+    ("Weather", "cloudy night blue"),
+    ("Animals", "cat orange"),
+    ("Sports", "basketball green"),
+    ("Music", "acoustic purple"),
+    ("Travel", "airplane night"),
+    ("Foods", "birthday cake pink"),
+    ("Build", "castle brown"),
+]
 
 
 @dataclass(frozen=True)
@@ -71,10 +85,7 @@ def mixture_problem(kind: str, cfg: float, seeds: int) -> Problem:
 
 def demo_problem(variant: str, cfg: float, seeds: int, steps: int = 200) -> Problem:
     """The bundled model. Its end is the host's Heun of many steps, because no closed form exists."""
-    open_problem = demo_start(variant, cfg, [WORDS[i % len(WORDS)] for i in range(seeds)], seed=0)
-    end, coarse = (converge_by_heun(open_problem, n) for n in (steps, steps // 2))
-    error = float((end - coarse).square().mean())
-    return replace(open_problem, end=end, end_error=error)
+    return solved_by_heun(demo_start(variant, cfg, [WORDS[i % len(WORDS)] for i in range(seeds)], seed=0), steps)
 
 
 def coded(text: str) -> list:
@@ -91,7 +102,33 @@ def demo_start(variant: str, cfg: float, words: list[str], seed: int) -> Problem
     return Problem(f"demo {variant} cfg {cfg:g}", load_model(variant), positive, coded(""), cfg, noise, noise, 0.0)
 
 
+def second_problem(variant: str, cfg: float, seeds: int, steps: int = 200) -> Problem:
+    """The second network (benchmarks/second), told a class and words. Raises FileNotFoundError without its weights."""
+    return solved_by_heun(second_start(variant, cfg, [ICONS[i % len(ICONS)] for i in range(seeds)], seed=0), steps)
+
+
+def second_coded(prompts: list[tuple[str, str]]) -> list:
+    """CONDITIONING of the second network: a class and words a batch item, either of them "" for none."""
+    import icon_model
+
+    return icon_model.conditioning(prompts)
+
+
+def second_start(variant: str, cfg: float, prompts: list[tuple[str, str]], seed: int) -> Problem:
+    """The second network and one start a prompt, not solved yet. prompts: a class and words each."""
+    import icon_model
+
+    noise = torch.randn((len(prompts), 4, 16, 16), generator=torch.Generator().manual_seed(seed))
+    given = (second_coded(prompts), second_coded([("", "")]))
+    return Problem(f"second {variant} cfg {cfg:g}", icon_model.load_model(variant), *given, cfg, noise, noise, 0.0)
+
+
+def solved_by_heun(start: Problem, steps: int) -> Problem:
+    end, coarse = (converge_by_heun(start, n) for n in (steps, steps // 2))
+    return replace(start, end=end, end_error=float((end - coarse).square().mean()))
+
+
 def converge_by_heun(problem: Problem, steps: int) -> Tensor:
-    scheduler = "simple" if problem.name.startswith("demo flow") else "karras"
+    scheduler = "simple" if problem.name.split()[1] == "flow" else "karras"
     sigmas = comfy.samplers.calculate_sigmas(problem.sampling, scheduler, steps)
     return run(problem, comfy.samplers.sampler_object("heun"), sigmas)[0]

@@ -46,7 +46,7 @@ from fewstep.nodes.measuring.tune import Request, tune  # noqa: E402
 from fewstep.samplers.table import Row, Table, step_by_table  # noqa: E402
 from fewstep.schedulers.tuning.path import followed  # noqa: E402
 from fewstep.schedulers.tuning.tuning import Tuning  # noqa: E402
-from problems import Problem, coded, demo_start, mixture_problem, run  # noqa: E402
+from problems import Problem, coded, demo_start, mixture_problem, run, second_coded, second_start  # noqa: E402
 from support.host_mixture import label_conditioning  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
@@ -56,6 +56,13 @@ UNSEEN = ["violin", "green leaf", "dog face", "pizza", "octopus", "crown", "umbr
           "guitar", "crying face", "mushroom", "balloon", "cherries", "fox", "whale", "strawberry", "tulip", "koala",
           "cactus", "bread", "cookie", "angry face", "full moon", "sun", "ghost", "carrot", "turtle", "drum",
           "soccer ball", "necktie"]  # fmt: skip
+SEEN_ICONS = [("Foods", "apple one red"), ("Animals", "cat blue"), ("Weather", "cloudy night")]
+UNSEEN_ICONS = [("Music", "acoustic brown"), ("Foods", "banana yellow"), ("Build", "castle purple"),
+                ("Animals", "butterfly pink"), ("Travel", "airplane blue"), ("Sports", "basketball orange"),
+                ("Clothes", "boots brown"), ("Foods", "birthday cake pink"), ("Health", "ambulance red"),
+                ("Time", "alarm clock teal"), ("Energy", "cactus green"), ("Industry", "ladder night"),
+                ("Makeups", "comb purple"), ("Safe", "key yellow"), ("Weather", "snowflake blue"),
+                ("Animals", "bear brown")]  # fmt: skip
 SAMPLERS = "euler lms dpmpp_2m ipndm ipndm_v deis res_multistep gradient_estimation uni_pc uni_pc_bh2".split()
 SCHEDULERS = "simple sgm_uniform karras exponential ddim_uniform beta normal linear_quadratic kl_optimal".split()
 ENDS = (0.03, 0.02, 0.01, 0.005)  # noise-to-signal
@@ -69,7 +76,10 @@ def problem(network: str, cfg: float, seeds: int) -> Problem:
     family, kind = network.split()
     if family == "mixture":
         return mixture_problem(kind, cfg, seeds)
-    start = demo_start(kind, cfg, [UNSEEN[i % len(UNSEEN)] for i in range(seeds)], SEED)
+    if family == "second":
+        start = second_start(kind, cfg, [UNSEEN_ICONS[i % len(UNSEEN_ICONS)] for i in range(seeds)], SEED)
+    else:
+        start = demo_start(kind, cfg, [UNSEEN[i % len(UNSEEN)] for i in range(seeds)], SEED)
     end, coarse = (converged(start, steps) for steps in (200, 120))
     return replace(start, end=end, end_error=float((end - coarse).square().mean()))
 
@@ -145,6 +155,9 @@ def tuned(network: str, of: Problem, effort: str) -> Tuning:
     if network.startswith("demo"):
         first, *further = (coded(text) for text in SEEN[: 2 if effort == "quick" else 3])
         negative = coded("")
+    elif network.startswith("second"):
+        first, *further = (second_coded([icon]) for icon in SEEN_ICONS[: 2 if effort == "quick" else 3])
+        negative = second_coded([("", "")])
     else:
         first, *further = (label_conditioning([label]) for label in (0, 3, 5)[: 2 if effort == "quick" else 3])
         negative = label_conditioning([-1])

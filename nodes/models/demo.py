@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
-import comfy.model_sampling
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
@@ -27,73 +25,23 @@ from ...samplers.choices import check_choice
 from ...samplers.gmflow import Mixture
 from ..host.mixtures import MixtureNetwork
 from .demo_network import CONTEXT_WORDS, PIXEL_MEAN, PIXEL_SCALE, TEXT_WIDTH, UNET, DemoNetwork
+from .velocity import EpsForm, FlowForm, VForm, patched_model
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "emoji.safetensors"
 log = logging.getLogger(__name__)
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Changes of variables. The network knows x_t = (1 - t) x0 + t e; the host's discrete models give
-# x = alpha x0 + sigma_vp e with alpha^2 + sigma_vp^2 = 1, so t = s / (1 + s) at s = sigma_vp / alpha, and
-# x_t = x (1 - t) / alpha. The derivations are one line each: e = x_t + (1 - t) u, x0 = x_t - t u.
-
-
-def flow_point(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """A variance-preserving x (B, ...) at noise-to-signal ratio sigma (B,) -> x_t and t of the flow form."""
-    t = sigma / (1 + sigma)
-    return x * spread(torch.sqrt(1 + sigma**2) * (1 - t), x), t
-
-
-def eps_from_velocity(u: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """e = x_t + (1 - t) u."""
-    return x_t + (1 - spread(t, x_t)) * u
-
-
-def v_from_velocity(u: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """v = alpha e - sigma_vp x0, with alpha = (1 - t) / n, sigma_vp = t / n, n^2 = t^2 + (1 - t)^2."""
-    at = spread(t, x_t)
-    norm = torch.sqrt(at**2 + (1 - at) ** 2)
-    return ((1 - at) * eps_from_velocity(u, x_t, t) - at * (x_t - at * u)) / norm
-
-
-def spread(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1), in the other tensor's dtype."""
-    return values.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
-
-
-# ---------------------------------------------------------------------------------------------------------
 # The diffusion models: what the host calls with (input, timestep, context, y), and more that goes to the UNet.
 
 
-class DemoFlow(DemoNetwork):
-    """Predicts u for the host's CONST; its timestep is 1000 t."""
-
-    def predict(self, x: Tensor, timesteps: Tensor, context, y, *given, **host) -> Tensor:
-        return self.velocity(x, timesteps / 1000, context, y, *given, **host)
+class DemoFlow(FlowForm, DemoNetwork): ...
 
 
-class DemoDiscrete(DemoNetwork):
-    """Base of eps and v: the timestep is an index of the SD noise schedule."""
-
-    convert: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.schedule = comfy.model_sampling.ModelSamplingDiscrete()
-        for name in ("sigmas", "log_sigmas"):
-            self.schedule.register_buffer(name, getattr(self.schedule, name), persistent=False)
-
-    def predict(self, x: Tensor, timesteps: Tensor, context, y, *given, **host) -> Tensor:
-        x_t, t = flow_point(x, self.schedule.sigma(timesteps).to(x.device))
-        return type(self).convert(self.velocity(x_t, t, context, y, *given, **host), x_t, t)
+class DemoEps(EpsForm, DemoNetwork): ...
 
 
-class DemoEps(DemoDiscrete):
-    convert = staticmethod(eps_from_velocity)
-
-
-class DemoV(DemoDiscrete):
-    convert = staticmethod(v_from_velocity)
+class DemoV(VForm, DemoNetwork): ...
 
 
 class DemoMixture(DemoNetwork, MixtureNetwork):
@@ -167,25 +115,12 @@ def stored() -> tuple[dict[str, Tensor], tuple[str, ...]]:
 
 
 def load_model(variant: str) -> comfy.model_patcher.ModelPatcher:
-    """A fresh MODEL of the variant, on the host's devices and in the dtype the host chooses.
-
-    Raises ValueError for a variant that there is not.
-    """
+    """A fresh MODEL of the variant. Raises ValueError for a variant that there is not."""
     check_choice("variant", variant, tuple(VARIANTS))
     model_type, network = VARIANTS[variant]
-    device = comfy.model_management.get_torch_device()
-    config = EmojiConfig(UNET)
-    dtype = comfy.model_management.unet_dtype(device, model_params=10_000_000)
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device))
-    model = EmojiModel(config, model_type, device=comfy.model_management.unet_offload_device(), unet_model=network)
-    tensors, _ = stored()
     prefix = "network."
-    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    model.diffusion_model.load_state_dict(weights)
-    model.eval()
-    return comfy.model_patcher.ModelPatcher(
-        model, load_device=device, offload_device=comfy.model_management.unet_offload_device()
-    )
+    weights = {k.removeprefix(prefix): v for k, v in stored()[0].items() if k.startswith(prefix)}
+    return patched_model(EmojiModel, EmojiConfig(UNET), model_type, network, weights)
 
 
 # ---------------------------------------------------------------------------------------------------------
