@@ -15,7 +15,7 @@ from .progress import Report, complain
 
 WHO = "Manifold Constraint"
 GRADIENTS = ("differences", "auto", "model")
-PROBE = 0.3  # of the noise's deviation. On mixtures better than 0.1, 1 and the derivative itself: benchmarks/README.md
+PROBE = 0.3  # of the noise's deviation. On mixtures better than 0.1, 1 and the derivative itself, see benchmarks
 SMALL_PROBE, UNLIKE, SLACK = 0.01, 0.5, 0.2  # of the check of a gradient, which only a wrong one is to fail
 
 
