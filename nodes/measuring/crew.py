@@ -5,17 +5,32 @@ Only `python3 run.py measure` (see cluster/) starts hosts with the variable belo
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from multiprocessing.connection import Client, Connection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 VARIABLE = "FEWSTEP_CREW"  # "PORT SECRET": where on this machine the driver's worker listens, and what proves us to it
 ASKED, MADE = "asked", "made"  # what a host says
 MAKE, ALL = "make", "all"  # and is answered
+
+
+class Reader(pickle.Unpickler):
+    """Of what another host pickled, which calls this pack by the path of its own folder."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        folder, dot, inside = module.partition(".")
+        ours = __name__.partition(".")[0]
+        return super().find_class(f"{ours}{dot}{inside}" if last(folder) == last(ours) else module, name)
+
+
+def last(folder: str) -> str:
+    return re.split(r"[/\\]", folder)[-1]
 
 
 @cache
@@ -42,6 +57,6 @@ def made(
     while True:
         answer, given = line.recv()
         if answer == ALL:
-            yield from ((name, pickle.loads(given[name])) for name in works)
+            yield from ((name, Reader(io.BytesIO(given[name])).load()) for name in works)
             return
         line.send((MADE, given, pickle.dumps(works[given][1]())))
