@@ -55,13 +55,14 @@ Said = Asked | Made | Ended | Failed
 
 @dataclass
 class Work:
-    """The parts of one key. found: calls of those that an earlier run had made. made: of those of this run."""
+    """The parts of one key. found: calls of those that an earlier run had made, made: of those of this run."""
 
     folder: Path
     expected: int = 0
     calls: dict[str, int] = field(default_factory=dict)
     results: dict[str, bytes] = field(default_factory=dict)
     found: int = 0
+    parts_found: int = 0
     made: int = 0
 
     def open(self, asked: Asked) -> None:
@@ -70,6 +71,7 @@ class Work:
             if name not in self.calls and (path := self.path(name)).exists():
                 self.results[name] = path.read_bytes()
                 self.found += calls
+                self.parts_found += 1
             self.calls[name] = calls
 
     def put(self, name: str, result: bytes) -> None:
@@ -99,7 +101,8 @@ class Board:
         self.asks: dict[int, Asked] = {}  # by worker
         self.making: dict[int, str] = {}
         self.order_of: dict[int, list[str]] = {}  # keys that a worker asked for
-        self.lost_on: Counter[str] = Counter()
+        self.lost_on: Counter[str] = Counter()  # workers, by part; those that had none yet since the last was made
+        self.replaced = 0
 
     def ask(self, worker: int, asked: Asked) -> None:
         """Raises Stop where two workers run different measurements."""
@@ -136,16 +139,23 @@ class Board:
         if self.making.pop(worker) != made.name:
             raise AssertionError(f"{made.name} was not dealt to worker {worker}")
         self.works[self.asks[worker].key].put(*made)
+        del self.lost_on[""]
 
-    def lost(self, worker: int, why: str) -> None:
-        """What it was making is free again. Raises Stop where that part has cost too many workers."""
+    def lost(self, worker: int, why: str) -> str:
+        """What it was making, which is free again. Raises Stop where that part has cost too many workers."""
         name = self.making.pop(worker, "")
         self.asks.pop(worker, None)
         self.order_of.pop(worker, None)
         self.lost_on[name] += 1
+        self.replaced += 1
         if self.lost_on[name] >= MOST_LOST:
             what = f"while it made {name}" if name else "before it was given a part"
             raise Stop(f"{MOST_LOST} workers ended {what}. {why}".strip())
+        return name
+
+    def most(self, worker: int) -> int:
+        """Model calls of what it is making."""
+        return self.asks[worker].calls[self.making[worker]]
 
     @property
     def total(self) -> int:
@@ -159,6 +169,13 @@ class Board:
     def calls(self) -> int:
         """Made in this run."""
         return sum(work.made for work in self.works.values())
+
+    def told(self) -> str:
+        """What was done, in words."""
+        parts = sum(len(work.results) for work in self.works.values())
+        found = sum(work.parts_found for work in self.works.values())
+        earlier = f" ({found} by an earlier run)" if found else ""
+        return f"{parts} parts{earlier}, {self.found + self.calls} model calls; {self.replaced} workers replaced."
 
     def forget(self) -> None:
         """What was kept for a run that goes on."""

@@ -45,15 +45,18 @@ def main() -> int:
     parser.add_argument("--workers", type=int, help="how many (one a GPU; 1 without any)")
     parser.add_argument("--gpus", type=int, help="how many the workers share (all that Ray knows of)")
     parser.add_argument("--out", type=Path, default=Path("fewstep"), help="a models/fewstep folder (./fewstep)")
+    kept = Path(os.environ["FEWSTEP_CACHE"]) / "measure"
+    parser.add_argument("--kept", type=Path, default=kept, help="for parts of a run that was stopped (the cache)")
     args, host = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         check_counts(args)
         prompt = workflow.read(args.workflow)
-        board = Board(kept_folder())
+        board = Board(args.kept / digest_of_pack())
         with ray_for(args) as hire:
             ended = Driver(prompt, calibrations(args.out), board, lambda: hire(shlex.join(host))).run(workers_of(args))
         save(ended, args.out)
+        say(board.told())
         board.forget()
     except (Stop, ValueError, OSError, RuntimeError) as error:
         say(f"FewStep: {error}")
@@ -94,12 +97,12 @@ def save(ended: Ended, folder: Path) -> None:
     print(ended.said, flush=True)
 
 
-def kept_folder() -> Path:
-    """Where finished parts are kept. Those of another version of the pack are not taken for this one's."""
+def digest_of_pack() -> str:
+    """Parts that another version of the pack made are not taken for this one's."""
     digest = hashlib.sha256()
     for path in sorted(path for name in ("nodes", "samplers", "schedulers") for path in (ROOT / name).rglob("*.py")):
         digest.update(path.read_bytes())
-    return Path(os.environ["FEWSTEP_CACHE"]) / "measure" / digest.hexdigest()[:12]
+    return digest.hexdigest()[:12]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -188,7 +191,8 @@ class Driver:
         elif isinstance(said, Made):
             self.board.made(worker, said)
         elif said.died:
-            self.board.lost(worker, said.why)
+            part = self.board.lost(worker, said.why)
+            tqdm.write(f"A worker ended; another takes its place{f' and makes {part}' if part else ''}.", sys.stderr)
             ray.kill(self.workers.pop(worker))
             self.hire()
         else:
@@ -213,7 +217,17 @@ class Driver:
     def show(self, bar: tqdm) -> None:
         board = self.board
         bar.total, bar.initial = board.total or None, board.found
-        bar.update(board.found + board.calls - bar.n)
+        bar.update(board.found + board.calls + self.under_way() - bar.n)
+
+    def under_way(self) -> int:
+        """Model calls of parts that are not finished, as far as their workers say at once."""
+        asked = {self.workers[worker].calls.remote(): worker for worker in self.board.making}
+        said, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0.5) if asked else ([], [])
+        total = 0
+        for answer in said:
+            with contextlib.suppress(RayActorError):
+                total += min(ray.get(answer), self.board.most(asked[answer]))
+        return total
 
     def dismiss(self) -> None:
         """Hosts end and take their folders with them; what does not answer is killed."""
