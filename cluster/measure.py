@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # of a Ray that is started here: its workers are what is waited for
 
 import ray  # noqa: E402
 from fewstep.cluster import workflow  # noqa: E402
-from fewstep.cluster.board import Asked, Board, Ended, Failed, Made, Stop  # noqa: E402
+from fewstep.cluster.board import Asked, Board, Ended, Failed, Made, Said, Stop  # noqa: E402
 from fewstep.cluster.worker import SAVED, Worker  # noqa: E402
 from fewstep.nodes.measuring.crew import ALL  # noqa: E402
 from ray.exceptions import RayActorError  # noqa: E402
@@ -175,10 +176,7 @@ class Driver:
         ready, _ = ray.wait(list(self.pending), timeout=1)
         for answer in ready:
             worker = self.pending.pop(answer)
-            try:
-                said = ray.get(answer)
-            except RayActorError as error:
-                said = Failed(f"Ray says: {str(error).splitlines()[0]}", died=True)
+            said = what_was_said(answer)
             if isinstance(said, Ended):
                 return said
             self.note(worker, said)
@@ -191,8 +189,8 @@ class Driver:
         elif isinstance(said, Made):
             self.board.made(worker, said)
         elif said.died:
-            part = self.board.lost(worker, said.why)
-            tqdm.write(f"A worker ended; another takes its place{f' and makes {part}' if part else ''}.", sys.stderr)
+            lost = self.board.lost(worker, said.why)
+            tqdm.write(f"A worker ended; another takes its place{f' and makes {lost}' if lost else ''}.", sys.stderr)
             ray.kill(self.workers.pop(worker))
             self.hire()
         else:
@@ -207,17 +205,21 @@ class Driver:
             if order is None:
                 continue
             what, given = order
-            if what == ALL:
-                stage = (self.board.asks[worker].key, given)
-                if stage not in self.stages:
-                    self.stages[stage] = ray.put(self.board.results(worker))
-                given = self.stages[stage]
-            self.pending[self.workers[worker].answer.remote(what, given)] = worker
+            told = self.results_for(worker) if what == ALL else given
+            self.pending[self.workers[worker].answer.remote(what, told)] = worker
+
+    def results_for(self, worker: int) -> Any:
+        """Of its stage, which is put into Ray's store once for all workers."""
+        key, _, calls = self.board.asks[worker]
+        stage = (key, tuple(calls))
+        if stage not in self.stages:
+            self.stages[stage] = ray.put(self.board.results(worker))
+        return self.stages[stage]
 
     def show(self, bar: tqdm) -> None:
         board = self.board
         bar.total, bar.initial = board.total or None, board.found
-        bar.update(board.found + board.calls + self.under_way() - bar.n)
+        bar.update(max(board.found + board.calls + self.under_way() - bar.n, 0))
 
     def under_way(self) -> int:
         """Model calls of parts that are not finished, as far as their workers say at once."""
@@ -236,6 +238,13 @@ class Driver:
             ray.wait(closing, num_returns=len(closing), timeout=CLOSING_SECONDS)
         for worker in self.workers.values():
             ray.kill(worker)
+
+
+def what_was_said(answer: Any) -> Said:
+    try:
+        return ray.get(answer)
+    except RayActorError as error:
+        return Failed(f"Ray says: {str(error).splitlines()[0]}", died=True)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ class Worker:
         secret = secrets.token_bytes(32)
         self.listener = Listener(("127.0.0.1", 0), authkey=secret)
         os.environ |= variables
+        os.environ["PYTHONHASHSEED"] = "0"  # in which order the host takes the nodes hangs on it
         os.environ["COMFYUI_ARGUMENTS"] = arguments
         os.environ[crew.VARIABLE] = f"{self.listener.address[1]} {secret.hex()}"
         self.said: queue.Queue[Said] = queue.Queue()
@@ -64,7 +65,7 @@ class Worker:
 
     def calls(self) -> int:
         """Of the model, since the part was begun."""
-        return self.done - self.began
+        return max(self.done - self.began, 0)
 
     def close(self) -> None:
         self.running.close()

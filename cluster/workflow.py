@@ -9,10 +9,10 @@ from typing import Any
 CARRIED = {
     "FewStepEstimateStatistics": "Estimate Statistics",
     "FewStepMeasureSpread": "Measure Spread",
+    "FewStepTune": "Tune",
 }
 NOT_CARRIED = {
     "FewStepSearchSchedule": "Search Schedule",
-    "FewStepTune": "Tune",
     "FewStepCompare": "Compare",
 }
 

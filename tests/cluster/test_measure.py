@@ -82,14 +82,21 @@ class Run:
         return [child.pid for child in children if any(part.endswith("main.py") for part in child.cmdline())]
 
 
+TUNE = {**GRAPH, "5": node("FewStepTune", **LINKED, seed=0, effort="quick", save_as="tuning")}
+TUNE.pop("6")
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, tuple]:
+    return measured_alone(tmp_path_factory.mktemp("alone"), GRAPH)
+
+
+def measured_alone(base: Path, graph: dict) -> dict[str, tuple]:
     """What one ComfyUI measures of the same workflow, and keeps."""
-    base = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("OMP_NUM_THREADS", "1")
         with serving(base=base) as server:
-            server.run(GRAPH)
+            server.run(graph)
     return contents(base / "models" / "fewstep")
 
 
@@ -106,7 +113,7 @@ def facts(path: Path) -> dict:
 
 def check_equal(folder: Path, alone: dict[str, tuple]) -> None:
     found = contents(folder)
-    assert found.keys() == alone.keys() == {"statistics.safetensors", "spread.safetensors"}
+    assert found.keys() == alone.keys() and found
     for name, (tensors, told) in alone.items():
         assert found[name][1] == told and found[name][0].keys() == tensors.keys()
         for key, tensor in tensors.items():
@@ -124,6 +131,13 @@ def test_any_number_of_workers_makes_the_files_of_one_graph(tmp_path, alone, wor
         return
     again = Run(tmp_path, workers)  # the files are there
     assert "0 parts, 0 model calls" in again.end()
+
+
+@long_form
+def test_a_tuning_too(tmp_path):
+    run = Run(tmp_path, 2, TUNE)
+    assert "241 model calls" in run.end()
+    check_equal(run.out, measured_alone(tmp_path / "alone", TUNE))
 
 
 @long_form
@@ -165,6 +179,6 @@ def test_a_part_that_fails_is_named(tmp_path):
 
 
 def test_a_workflow_that_cannot_be_shared_is_refused_before_anything_starts(tmp_path):
-    said = Run(tmp_path, 2, {"1": node("FewStepTune")}).end(1)
-    assert "FewStep: " in said and "holds Tune, which many workers do not share yet" in said
+    said = Run(tmp_path, 2, {"1": node("FewStepCompare")}).end(1)
+    assert "FewStep: " in said and "holds Compare, which many workers do not share yet" in said
     assert "Starting" not in said

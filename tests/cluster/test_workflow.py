@@ -38,7 +38,7 @@ def test_a_node_that_is_not_shared_is_said(tmp_path, kind):
 
 
 def test_a_workflow_that_measures_nothing_is_told_what_would(tmp_path):
-    with pytest.raises(ValueError, match="no node that measures.*Estimate Statistics and Measure Spread"):
+    with pytest.raises(ValueError, match="no node that measures.*Estimate Statistics, Measure Spread and Tune"):
         written(tmp_path, {"1": GRAPH["1"]})
 
 
