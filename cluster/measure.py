@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import math
 import os
 import shlex
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,9 +57,10 @@ def main() -> int:
         prompt = workflow.read(args.workflow)
         board = Board(args.kept / digest_of_pack())
         with ray_for(args) as hire:
-            ended = Driver(prompt, calibrations(args.out), board, lambda: hire(shlex.join(host))).run(workers_of(args))
+            driver = Driver(prompt, calibrations(args.out), board, lambda: hire(shlex.join(host)))
+            ended = driver.run(workers_of(args))
         save(ended, args.out)
-        say(board.told())
+        say(f"{board.told()} Measured in {driver.seconds:.1f} s.")
         board.forget()
     except (Stop, ValueError, OSError, RuntimeError) as error:
         say(f"FewStep: {error}")
@@ -151,6 +154,8 @@ class Driver:
         self.pending: dict[Any, int] = {}  # what a worker was told, and will answer
         self.stages: dict[tuple[str, tuple[str, ...]], Any] = {}  # results, in Ray's store
         self.hired = 0
+        self.asked_at = math.inf  # when a host first asked
+        self.seconds = 0.0  # from then on
 
     def run(self, count: int) -> Ended:
         """Raises Stop where a part failed."""
@@ -178,6 +183,7 @@ class Driver:
             worker = self.pending.pop(answer)
             said = what_was_said(answer)
             if isinstance(said, Ended):
+                self.seconds = max(time.monotonic() - self.asked_at, 0.0)
                 return said
             self.note(worker, said)
             self.deal()
@@ -185,6 +191,7 @@ class Driver:
 
     def note(self, worker: int, said: Asked | Made | Failed) -> None:
         if isinstance(said, Asked):
+            self.asked_at = min(self.asked_at, time.monotonic())
             self.board.ask(worker, said)
         elif isinstance(said, Made):
             self.board.made(worker, said)
