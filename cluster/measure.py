@@ -15,6 +15,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -121,6 +122,18 @@ def gpus_of(args: argparse.Namespace) -> int:
     return int(ray.cluster_resources().get("GPU", 0)) if args.gpus is None else args.gpus
 
 
+def check_reached(address: str) -> None:
+    """Raises ValueError where nobody listens there, for which Ray itself would wait ten minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"No Ray answers at {address}: {error}. Give HOST:PORT of a machine on which `python3 run.py ray start "
+            "--head --port PORT` was run."
+        ) from error
+
+
 @contextlib.contextmanager
 def ray_for(args: argparse.Namespace) -> Iterator[Callable[[str], Any]]:
     """Connected; given is what makes a worker, of the host's arguments."""
@@ -128,6 +141,7 @@ def ray_for(args: argparse.Namespace) -> Iterator[Callable[[str], Any]]:
     cores = os.cpu_count() or 1
     try:
         if args.ray:
+            check_reached(args.ray)
             ray.init(address=args.ray, log_to_driver=False)
         else:
             here = {"num_cpus": max(cores, args.workers or 1), "object_store_memory": STORE_BYTES}

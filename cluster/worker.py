@@ -81,7 +81,7 @@ class Worker:
 
     def run(self, server: Server, prompt: dict, files: dict[str, bytes]) -> None:
         try:
-            history = server.run(prompt, self.progress, patience=None)  # others may take long
+            history = server.run(prompt, self.progress, patience=None, whole=True)  # others may take long
         except (HostError, OSError) as error:
             self.said.put(Failed(str(error), died=isinstance(error, (Died, OSError))))
             return

@@ -173,9 +173,32 @@ def test_stopped_by_ctrl_c_the_same_command_goes_on(tmp_path, alone):
 @long_form
 def test_a_part_that_fails_is_named(tmp_path):
     """A cfg at which the model's answers lead nowhere."""
-    broken = {**GRAPH["5"], "inputs": GRAPH["5"]["inputs"] | {"cfg": 1e9}}
-    said = Run(tmp_path, 2, {**GRAPH, "5": broken}).end(1)
+    broken = {**GRAPH["5"], "inputs": GRAPH["5"]["inputs"] | {"cfg": 100.0}}
+    said = Run(tmp_path, 1, {number: one for number, one in {**GRAPH, "5": broken}.items() if number != "6"}).end(1)
     assert re.search(r"FewStep: batch \d failed. FewStepEstimateStatistics: .*Lower the cfg", said)
+
+
+@long_form
+def test_what_comfyui_would_run_only_a_part_of_is_refused(tmp_path):
+    broken = {**GRAPH["5"], "inputs": GRAPH["5"]["inputs"] | {"cfg": 1e9}}
+    said = Run(tmp_path, 1, {**GRAPH, "5": broken}).end(1)
+    assert "ComfyUI refused the workflow: FewStepEstimateStatistics: Value 1000000000.0 bigger than max" in said
+
+
+def test_a_ray_that_is_not_there_is_said_at_once(tmp_path):
+    assert "No Ray answers at 127.0.0.1:9: " in Run(tmp_path, 1, None, "--ray", "127.0.0.1:9").end(1)
+
+
+@long_form
+def test_arguments_of_comfyui_reach_it(tmp_path):
+    """A picture in a folder that only they name."""
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (256, 256), "white").save(tmp_path / "pictures" / "white.png")
+    pictures = {"4": node("VAEEncode", pixels=["7", 0], vae=["1", 2]), "7": node("LoadImage", image="white.png")}
+    graph = {number: one for number, one in (GRAPH | pictures).items() if number != "5"}
+    assert "2 parts, 12 model calls" in Run(tmp_path, 1, graph, "--input-directory", str(tmp_path / "pictures")).end()
 
 
 def test_a_workflow_that_cannot_be_shared_is_refused_before_anything_starts(tmp_path):

@@ -61,10 +61,11 @@ class Server:
         on_bytes: Callable[[int, bytes], None] | None = None,
         on_report: Callable[[str], None] | None = None,
         patience: float | None = 600,
+        whole: bool = False,
     ) -> dict:
         """Queue an API-format workflow, wait for its end, return its history entry.
 
-        patience: seconds without a word from the host, after which it counts as dead.
+        whole: refuse what the host would run only a part of. patience: seconds without a word from the host, after which it counts as dead.
 
         on_bytes is told the binary messages: PREVIEW and a picture, or TEXT and what a node prints on itself.
         on_report is told what the pack's nodes say that stays on them.
@@ -73,7 +74,7 @@ class Server:
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={client}"
         with contextlib.closing(websocket.create_connection(address, timeout=patience)) as events:
             queued = requests.post(self.url + "/prompt", json={"prompt": prompt, "client_id": client}, timeout=60)
-            if queued.status_code != 200:
+            if queued.status_code != 200 or (whole and queued.json().get("node_errors")):
                 raise HostError(f"ComfyUI refused the workflow: {refusal(queued)}")
             number = queued.json()["prompt_id"]
             self.follow(events, number, on_progress or ignored, on_bytes or ignored, on_report or ignored)
