@@ -65,7 +65,8 @@ class Server:
     ) -> dict:
         """Queue an API-format workflow, wait for its end, return its history entry.
 
-        whole: refuse what the host would run only a part of. patience: seconds without a word from the host, after which it counts as dead.
+        patience: seconds without a word from the host, after which it counts as dead. whole: of a workflow that the
+        host would run only in part, nothing is run.
 
         on_bytes is told the binary messages: PREVIEW and a picture, or TEXT and what a node prints on itself.
         on_report is told what the pack's nodes say that stays on them.
