@@ -5,7 +5,9 @@
     python3 run.py test        the whole test suite; further arguments go to pytest
     python3 run.py bench       error per model call, FewStep and the host's samplers
     python3 run.py serve       a ComfyUI with the pack, for development
+    python3 run.py measure W   a workflow's measurement, shared by many GPUs and machines (on Ray)
     python3 run.py python F    a script in the same environment (demo/train.py, demo/evaluate.py)
+    python3 run.py ray ...     Ray itself, to join other machines: ray start --head, ray start --address HOST:6379
 
 Standard library only: this file runs before anything is installed.
 """
@@ -35,6 +37,8 @@ AUDIO = ["torchaudio==2.11.0"]
 TOOLS = ["requests", "websocket-client", "matplotlib"]
 TESTS = ["pytest==8.4.2", "ruff==0.14.5", "mypy==1.18.2", "types-requests", "playwright>=1.50"]
 TESTS += ["hypothesis==6.155.2", "pytest-xdist==3.8.0", "comfy-import-guard==1.3.0"]
+RAY = ["ray[default]==2.60.0"]  # 300 MB
+FURTHER = {"test": ("tests", TESTS), "measure": ("ray", RAY), "ray": ("ray", RAY)}  # of single commands
 NEEDED_BYTES = 3 * 2**30
 
 
@@ -158,19 +162,30 @@ def host_packages(source: Path) -> list[str]:
     return [w + ",<5" if w.startswith("transformers>") else w for w in wanted]
 
 
-def environment(source: Path, cache: Path, tests: bool) -> Path:
+def environment(source: Path, cache: Path, command: str) -> Path:
     """The Python of a finished environment; the folder's name is a digest of what is installed in it."""
     base = TORCH + VISION + AUDIO + host_packages(source) + TOOLS
     text = "\n".join([platform.python_version(), platform.platform(), *base])
     env = cache / f"env-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if not (env / "ready").exists():
         make_environment(env, source)
-    marker = env / f"tests-{hashlib.sha256(repr(TESTS).encode()).hexdigest()[:12]}"
-    if tests and not marker.exists():
-        say("Installing the test tools ...")
-        install(python_of(env), *TESTS)
+    name, packages = FURTHER.get(command, ("", []))
+    marker = env / f"{name}-{hashlib.sha256(repr(packages).encode()).hexdigest()[:12]}"
+    if packages and not marker.exists():
+        say(f"Installing {name} ...")
+        install_beside(python_of(env), packages)
         marker.touch()
     return python_of(env)
+
+
+def install_beside(python: Path, packages: list[str]) -> None:
+    """Further packages, which change none of those that are there: the host runs in the same environment."""
+    frozen = subprocess.run(
+        [str(python), "-m", "pip", "list", "--format", "freeze"], capture_output=True, text=True, check=True
+    ).stdout
+    constraints = python.parents[1] / "constraints.txt"
+    constraints.write_text(frozen, encoding="utf-8")
+    install(python, *packages, "-c", str(constraints))
 
 
 def make_environment(env: Path, source: Path) -> None:
@@ -239,6 +254,8 @@ def run_inside(python: Path, source: Path, cache: Path, command: list[str]) -> i
         "OMP_WAIT_POLICY": "PASSIVE",  # two busy processes that spin on two cores are fifty times slower
         "COMFYUI_PATH": str(source),
         "FEWSTEP_ROOT": str(ROOT),
+        "FEWSTEP_CACHE": str(cache),
+        "RAY_USAGE_STATS_ENABLED": "0",
     }
     child = subprocess.Popen(command, env=variables)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
@@ -258,13 +275,16 @@ def command_line(command: str, python: Path, rest: list[str]) -> list[str]:
         return [str(pytest), "-c", str(ROOT / "tests" / "pytest.ini"), *where, *rest]
     if command == "python":
         return [str(python), *rest]
+    if command == "ray":
+        return [str(python.with_name("ray.exe" if sys.platform == "win32" else "ray")), *rest]
     scripts = {"demo": "demo/draw.py", "serve": "demo/serve.py", "bench": "benchmarks/error_per_call.py"}
+    scripts["measure"] = "cluster/measure.py"
     return [str(python), str(ROOT / scripts[command]), *rest]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["demo", "test", "bench", "serve", "python"])
+    parser.add_argument("command", choices=["demo", "test", "bench", "serve", "measure", "ray", "python"])
     default = os.environ.get("COMFYUI_PATH")
     parser.add_argument("--comfyui", type=Path, default=default, help="a ComfyUI folder that is already there")
     args, rest = parser.parse_known_args()
@@ -272,7 +292,7 @@ def main() -> int:
     try:
         with locked(cache):
             source = host_source(args.comfyui, cache)
-            python = environment(source, cache, tests=args.command == "test")
+            python = environment(source, cache, args.command)
         return run_inside(python, source, cache, command_line(args.command, python, rest))
     except Stop as stop:
         say(f"FewStep: {stop}")

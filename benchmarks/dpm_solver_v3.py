@@ -65,10 +65,13 @@ def first(conditioning: list, count: int) -> list:
 def statistics_of(problem: Problem):
     """Measured as the node does at its defaults, a batch of images at a time to save minutes."""
     from fewstep.nodes.measuring.estimate import Request, estimate
+    from fewstep.nodes.measuring.interrupted import Parts
 
     latent = torch.zeros_like(problem.noise[:4])
     given = (problem.model, first(problem.positive, 4), first(problem.negative, 4), problem.cfg, latent)
-    return estimate(Request(*given, seed=99, images=8, levels=20, pooling="global", derivative="auto"), None, {}, None)
+    return estimate(
+        Request(*given, seed=99, images=8, levels=20, pooling="global", derivative="auto"), None, Parts(), None
+    )
 
 
 def errors(problem: Problem, sampler, sigmas: Tensor, calls: int) -> tuple[float, float, float]:

@@ -20,7 +20,8 @@ start_host()
 import comfy.samplers  # noqa: E402
 import problems  # noqa: E402
 from fewstep.nodes.measuring.estimate import geometric_mean  # noqa: E402
-from fewstep.nodes.measuring.search import Kept, Request, search_schedule  # noqa: E402
+from fewstep.nodes.measuring.interrupted import Parts  # noqa: E402
+from fewstep.nodes.measuring.search import Request, search_schedule  # noqa: E402
 from fewstep.nodes.models.demo import load_clip, load_model  # noqa: E402
 
 CFG = 5.0
@@ -42,7 +43,7 @@ def searched(steps: int, solver: str, count: int, trajectories: int) -> tuple[fl
     latent, model = torch.zeros(1, 3, 64, 64), load_model("flow")
     asked = (model, first, negative, CFG, latent, 0, steps, solver, 60, trajectories)
     request = Request(*asked, polish=2, prompts=prompts)
-    return search_schedule(request, Kept(), None).sigmas[steps]
+    return search_schedule(request, Parts(), None).sigmas[steps]
 
 
 def error(problem: problems.Problem, solver: str, sigmas: Tensor) -> float:

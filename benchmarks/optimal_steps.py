@@ -63,7 +63,8 @@ def sampler_of(solver: str, measured: Any):
 
 def measure(problem: Problem, solvers: list[str], budgets: list[int]) -> Iterator[Row]:
     """All rows of a problem. What the searches of several numbers of steps share is done once."""
-    from fewstep.nodes.measuring.search import Kept, Request, search_schedule
+    from fewstep.nodes.measuring.interrupted import Parts
+    from fewstep.nodes.measuring.search import Request, search_schedule
 
     measured = statistics_of(problem) if "dpm_solver_v3" in solvers else None
     conditioning = (first(problem.positive, 2 * TRAJECTORIES), first(problem.negative, 2 * TRAJECTORIES))
@@ -79,9 +80,9 @@ def measure(problem: Problem, solvers: list[str], budgets: list[int]) -> Iterato
                 problem.model, *conditioning, problem.cfg, latent, 99, calls, solver,
                 trajectories=TRAJECTORIES, statistics=measured if solver == "dpm_solver_v3" else None,
             )  # fmt: skip
-            began, kept = time.monotonic(), Kept(dict(shared))
+            began, kept = time.monotonic(), Parts(done=dict(shared))
             found = search_schedule(request, kept, None)
-            shared = {name: kept.results[name] for name in ("teacher", "search")}
+            shared = {name: kept.done[name] for name in ("teacher", "search")}
             sigmas = torch.tensor(found.sigmas[calls])
             print(f"{problem.name}, {time.monotonic() - began:.0f} s: {found.describe()}", flush=True)
             yield Row(problem.name, solver, calls, "searched", *errors(problem, sampler, sigmas, calls))

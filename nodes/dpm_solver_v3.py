@@ -11,14 +11,14 @@ from ..samplers.dpm_solver_v3.plan import CORRECTORS, LAST_STEPS
 from ..samplers.dpm_solver_v3.pooling import POOLINGS
 from . import inputs
 from .host.dpm_solver_v3 import PREDICTIONS, USES, Choice, dpm_solver_v3_sampler
-from .host.files import find, keep, key_of, path_for, saved_at, statistics_names
+from .host.files import FULL, find, keep, key_of, path_for, saved_at, statistics_names
 from .host.progress import Report
 from .measuring.asked import latent_for, sampled_model
-from .measuring.estimate import DERIVATIVES, IMAGES, LEVELS, Part, Request, estimate, published_range
+from .measuring.estimate import DERIVATIVES, IMAGES, LEVELS, Request, estimate, published_range
 from .measuring.interrupted import Interrupted
 
 StatisticsType = io.Custom("FEWSTEP_STATISTICS")
-interrupted: Interrupted[dict[int, Part]] = Interrupted(dict, most=4)
+interrupted = Interrupted("statistics", most=4)
 
 
 class FewStepDPMSolverV3(io.ComfyNode):
@@ -212,8 +212,9 @@ class FewStepEstimateStatistics(io.ComfyNode):
         path, known = path_for(save_as, stem, facts, load_measured)
         place = saved_at(path)
         if known is None or known.facts["batches"] < request.batches:
-            with interrupted.resumed(key_of(facts) + derivative) as parts:  # one derivative is not finished by another
-                fresh, known = known is None, estimate(request, known, parts, cls.hidden.unique_id)
+            derived = f"{key_of(facts, FULL)}-{derivative}"  # one derivative is not finished by another
+            with interrupted.resumed(derived) as kept:
+                fresh, known = known is None, estimate(request, known, kept, cls.hidden.unique_id)
                 place = keep(known, path, fresh)
         report = Report(cls.hidden.unique_id).say(f"{place}\n{known.describe()}")
         return io.NodeOutput(known, ui=report.ui)

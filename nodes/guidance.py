@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..samplers.guidance import MODES, ProbabilisticGuidance
 from ..samplers.rivals import RIVALS, Rival
 from ..samplers.spread import load_spread
 from . import inputs
-from .host.files import keep, key_of, path_for, saved_at
+from .host.files import FULL, keep, key_of, path_for, saved_at
 from .host.guidance import guided_model
 from .host.progress import Report
 from .measuring.asked import latent_for, sampled_model
@@ -18,7 +17,7 @@ from .measuring.interrupted import Interrupted
 from .measuring.spread import BANDS, ESTIMATORS, Request, measure_spread
 
 SpreadType = io.Custom("FEWSTEP_SPREAD")
-interrupted: Interrupted[dict[range, Tensor]] = Interrupted(dict, most=4)
+interrupted = Interrupted("spread", most=4)
 
 
 class FewStepMeasureSpread(io.ComfyNode):
@@ -112,8 +111,8 @@ class FewStepMeasureSpread(io.ComfyNode):
         path, spread = path_for(save_as, stem, facts, load_spread)
         place = saved_at(path)
         if spread is None:
-            with interrupted.resumed(key_of(facts)) as parts:
-                spread = measure_spread(request, cls.hidden.unique_id, parts)
+            with interrupted.resumed(key_of(facts, FULL)) as kept:
+                spread = measure_spread(request, cls.hidden.unique_id, kept)
                 place = keep(spread, path, fresh=True)
         report = Report(cls.hidden.unique_id).say(f"{spread.describe()}\n{place}")
         return io.NodeOutput(spread, ui=report.ui)

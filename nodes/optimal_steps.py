@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..schedulers.optimal_steps.schedules import load_schedules
 from . import inputs
 from .dpm_solver_v3 import StatisticsType
-from .host.files import find, keep, key_of, names_of, path_for, saved_at
+from .host.files import FULL, find, keep, key_of, names_of, path_for, saved_at
 from .host.loading import TABLES, loaded
 from .host.noise_law import noise_law
 from .host.plots import schedule_plot
@@ -23,13 +23,12 @@ from .measuring.search import (
     STEPS,
     TEACHER_STEPS,
     TRAJECTORIES,
-    Kept,
     Request,
     search_schedule,
 )
 
 ScheduleType = io.Custom("FEWSTEP_SCHEDULE")
-interrupted: Interrupted[Kept] = Interrupted(Kept, most=2)
+interrupted = Interrupted("schedule", most=2)
 
 
 class FewStepSearchSchedule(io.ComfyNode):
@@ -154,7 +153,7 @@ class FewStepSearchSchedule(io.ComfyNode):
         path, schedules = path_for(save_as, stem, facts, load_schedules)
         place = saved_at(path)
         if schedules is None:
-            with interrupted.resumed(key_of(facts)) as kept:
+            with interrupted.resumed(key_of(facts, FULL)) as kept:
                 schedules = search_schedule(request, kept, cls.hidden.unique_id)
                 place = keep(schedules, path, fresh=True)
         picture, remark = chart(schedules)

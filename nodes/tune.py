@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..schedulers.tuning.tuning import load_tuning
 from . import inputs
-from .host.files import find, keep, key_of, names_of, path_for, saved_at
+from .host.files import FULL, find, keep, key_of, names_of, path_for, saved_at
 from .host.identity import identify
 from .host.noise_law import noise_law
 from .host.plots import schedule_plot, tuning_plot
@@ -15,12 +15,12 @@ from .host.progress import Report
 from .host.schedules import shift_of, sigma_at
 from .host.tuned import choose, tuned_sampler
 from .measuring.asked import latent_for, sampled_model
-from .measuring.interrupted import Interrupted, Parts
+from .measuring.interrupted import Interrupted
 from .measuring.tune import EFFORTS, Request, tune
 from .measuring.tuning_chart import tuning_chart
 
 TuningType = io.Custom("FEWSTEP_TUNING")
-interrupted: Interrupted[Parts] = Interrupted(Parts, most=2)
+interrupted = Interrupted("tuning", most=2)
 
 
 def costs() -> str:
@@ -82,7 +82,7 @@ class FewStepTune(io.ComfyNode):
         path, tuning = path_for(save_as, stem, facts, load_tuning)
         place = saved_at(path)
         if tuning is None:
-            with interrupted.resumed(key_of(facts)) as kept:
+            with interrupted.resumed(key_of(facts, FULL)) as kept:
                 tuning = tune(request, kept, cls.hidden.unique_id)
                 place = keep(tuning, path, fresh=True)
         picture, remark = tuning_chart(tuning)

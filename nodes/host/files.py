@@ -25,6 +25,7 @@ RESULTS = (
 LONGEST = 255  # bytes of a file's name on most systems
 NOT_ON_WINDOWS = '<>:"|?*'
 NUMBERED = 1000
+SHORT, FULL = 6, 32  # digits of a key: in the name of a file, and where nobody may take one for another
 REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your share of the disk is full",
@@ -59,9 +60,9 @@ def roots() -> list[Path]:
     return [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
 
 
-def key_of(asked: dict[str, Any]) -> str:
-    """Six hexadecimal digits of what was asked for, on what."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
+def key_of(asked: dict[str, Any], digits: int = SHORT) -> str:
+    """Hexadecimal digits of what was asked for, on what."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 # ---------------------------------------------------------------------------------------------------------

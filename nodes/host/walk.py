@@ -12,6 +12,7 @@ import enum
 import functools
 import hashlib
 import logging
+import re
 import threading
 import types
 import uuid
@@ -215,7 +216,10 @@ def join(*parts: str | bytes) -> bytes:
 
 
 def names_of(value: Any) -> tuple[str, str]:
-    return str(getattr(value, "__module__", "")), str(getattr(value, "__qualname__", getattr(value, "__name__", "")))
+    """Module and name. The host names a pack's modules by the path of its folder, which is another elsewhere."""
+    folder, dot, module = str(getattr(value, "__module__", "")).partition(".")
+    pack = re.split(r"[/\\]", folder)[-1]
+    return f"{pack}{dot}{module}", str(getattr(value, "__qualname__", getattr(value, "__name__", "")))
 
 
 def content(cell: types.CellType) -> Any:

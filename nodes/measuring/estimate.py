@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import comfy.samplers
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...samplers.choices import check_choice
 from ...samplers.contract import Denoiser
-from ...samplers.dpm_solver_v3 import DPMSolverV3, Options
+from ...samplers.dpm_solver_v3 import DPMSolverV3, Options, Statistics
 from ...samplers.dpm_solver_v3.measured import BUDGETS, Measured
 from ...samplers.dpm_solver_v3.observe import (
     Derivative,
@@ -35,6 +35,7 @@ from ..host.dpm_solver_v3 import CHECK_SCHEDULE, solver_for
 from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from .asked import Asked, Range, where_it_stands
+from .interrupted import Parts
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
 
 DERIVATIVES = ("auto", "forward_mode", "differences")
@@ -106,6 +107,14 @@ class Part:
     derivative: str
 
 
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """Errors (B, streams) of a batch, by way, in so many calls."""
+
+    calls: int
+    errors: dict[str, Tensor]
+
+
 class Differentiation:
     """How J is taken. "auto": forward mode, or differences where the model's code, or the memory, turns out not to
     have it at the first try. name: what was found.
@@ -167,52 +176,94 @@ def first_sigma(sampling, sigmas: Tensor) -> Tensor:
     return top[top > sigmas[0] * (1 + 1e-6)]
 
 
-def calls_of(request: Request, sigmas: Tensor, batches: int) -> tuple[int, int]:
-    """Guided model calls of one batch, and of the check of so many."""
+def calls_of(request: Request, sigmas: Tensor) -> int:
+    """Guided model calls of one batch."""
     if request.from_references:
-        return 4 * len(sigmas) - 1, 0
+        return 4 * len(sigmas) - 1
     sampling = request.model.get_model_object("model_sampling")
-    return 2 * len(sigmas) + len(first_sigma(sampling, sigmas)), min(CHECKED, batches) * WAYS * sum(BUDGETS)
+    return 2 * len(sigmas) + len(first_sigma(sampling, sigmas))
 
 
 # ---------------------------------------------------------------------------------------------------------
 # The measurement
 
 
-def estimate(request: Request, known: Measured | None, parts: dict[int, Part], node_id: str | None) -> Measured:
-    """Measure what `known` (of the same facts) and `parts` (an interrupted run) do not hold yet, and check it.
+def estimate(request: Request, known: Measured | None, kept: Parts, node_id: str | None) -> Measured:
+    """Measure what `known` (of the same facts) and `kept` (an interrupted run) do not hold yet, and check it.
 
-    parts is filled batch by batch, so that what was measured survives a cancel.
+    kept is filled part by part, so that what was finished survives a cancel.
     Raises ValueError where the model answers with NaN, or leads nowhere.
     """
-    sampling = request.model.get_model_object("model_sampling")
-    law = noise_law(sampling)
-    sigmas = level_sigmas(sampling, law, request.levels)
-    before = int(known.facts["batches"]) if known else 0
-    batches = max(request.batches, before)
-    while batches in parts:  # an interrupted run may have measured more than is asked now
-        batches += 1
-    numbers = range(before, batches)
-    wanted = [number for number in numbers if number not in parts]
-    per_batch, for_check = calls_of(request, sigmas, len(numbers))
-    counter = Counter(len(wanted) * per_batch + for_check, node_id, "Measuring")
-    guider = request.guidance()
-    derivative = Differentiation(request.derivative)
-    for number in wanted:
-        counter.phase = f"measuring batch {number + 1} of {batches}"
-        parts[number] = measure_batch(request, guider, derivative, sigmas, number, counter)
-    own = [parts[number] for number in numbers]
-    total = reduce(Sums.__add__, [part.sums for part in own] + ([known.sums] if known and known.sums else []))
+    bench = Bench(request, known, kept)
+    measuring, checking = bench.measuring(), bench.checking()
+    kept.expected = sum(calls for calls, _ in [*measuring.values(), *checking.values()])
+    bench.counter = Counter(kept.left(measuring) + kept.left(checking), node_id, "Measuring")
+    own = kept.all_of(measuring)
+    bench.own.update(zip(bench.numbers, own, strict=True))
+    batches = bench.numbers.stop
     facts = request.facts | {
         "batches": batches,
         "images": batches * request.batch,
         "derivative": own[-1].derivative,
     }
     if not request.from_references:
-        counter.phase = "checking the statistics"
-        checked = dict(zip(numbers, own[:CHECKED], strict=False))
-        facts |= check(request, guider, total, checked, counter)
-    return Measured.of(total, facts)
+        facts |= facts_of_check(request.streams, kept.all_of(checking)) if checking else {"check": {}}
+        bench.counter.finish()
+    return Measured.of(bench.total, facts)
+
+
+class Bench:
+    """An estimate at work. own: what was measured of each batch. counter: set before any part is made."""
+
+    counter: Counter
+
+    def __init__(self, request: Request, known: Measured | None, kept: Parts):
+        sampling = request.model.get_model_object("model_sampling")
+        self.request, self.known = request, known
+        self.sigmas = level_sigmas(sampling, noise_law(sampling), request.levels)
+        self.guider, self.derivative = request.guidance(), Differentiation(request.derivative)
+        self.own: dict[int, Part] = {}
+        before = int(known.facts["batches"]) if known else 0
+        batches = max(request.batches, before)
+        while batch_name(batches) in kept.done:  # an interrupted run may have measured more than is asked now
+            batches += 1
+        self.numbers = range(before, batches)
+
+    @cached_property
+    def total(self) -> Sums:
+        known = [self.known.sums] if self.known and self.known.sums else []
+        return reduce(Sums.__add__, [part.sums for part in self.own.values()] + known)
+
+    def measuring(self) -> dict[str, tuple[int, Callable[[], Part]]]:
+        calls = calls_of(self.request, self.sigmas)
+        return {batch_name(number): (calls, partial(self.measured, number)) for number in self.numbers}
+
+    def measured(self, number: int) -> Part:
+        self.counter.phase = f"measuring {batch_name(number)} of {self.numbers.stop}"
+        return measure_batch(self.request, self.guider, self.derivative, self.sigmas, number, self.counter)
+
+    def checking(self) -> dict[str, tuple[int, Callable[[], Checked]]]:
+        """By name, which says of how many batches the statistics are. A single batch has nobody to check it."""
+        batches = self.numbers.stop
+        if self.request.from_references or batches < 2:
+            return {}
+        return {
+            f"check of {batch_name(number)} of {batches} at {calls} calls": (
+                WAYS * calls,
+                partial(self.checked, number, calls),
+            )
+            for number in self.numbers[:CHECKED]
+            for calls in BUDGETS
+        }
+
+    def checked(self, number: int, calls: int) -> Checked:
+        self.counter.phase = "checking the statistics"
+        others = Measured.of(self.total - self.own[number].sums, {}).statistics
+        return check(self.request, self.guider, others, self.own[number], number, calls, self.counter)
+
+
+def batch_name(number: int) -> str:
+    return f"batch {number + 1}"
 
 
 def measure_batch(
@@ -284,30 +335,34 @@ def references(request: Request, number: int) -> Tensor:
 
 
 def check(
-    request: Request, guider: comfy.samplers.CFGGuider, total: Sums, parts: dict[int, Part], counter: Counter
-) -> dict[str, Any]:
-    """Facts of `Measured`: errors at each of BUDGETS, on batches that are left out of the statistics once each."""
+    request: Request,
+    guider: comfy.samplers.CFGGuider,
+    others: Statistics,
+    part: Part,
+    number: int,
+    calls: int,
+    counter: Counter,
+) -> Checked:
+    """Errors of a batch that is left out of the statistics, drawn in so many calls in each of WAYS."""
+    ways: dict[str, tuple[Statistics | None, int]] = {"1": (others, 1), "2": (others, 2), "without": (None, 2)}
     sampling = request.model.get_model_object("model_sampling")
-    errors: dict[str, dict[str, list[Tensor]]] = {str(n): {"1": [], "2": [], "without": []} for n in BUDGETS}
-    for number, part in parts.items():
-        others = total - part.sums
-        if not (others.count > 0).all():
-            return {"check": {}}  # a single batch has nobody to check it
-        table = Measured.of(others, {}).statistics
-        ways = {"1": (table, 1), "2": (table, 2), "without": (None, 2)}
-        for calls in BUDGETS:
-            sigmas = checked_sigmas(sampling, calls)
-            for name, (used, order) in ways.items():
-                solver = solver_for(used, Options(order), sampling, sigmas, streams=request.streams)
-                drawn = draw_with(solver, request, guider, part.noise, sigmas, counter, request.prompts_of(number))
-                errors[str(calls)][name].append(request.streams.square_errors(drawn, part.end))
-    counter.finish()
-    return facts_of_check(request.streams, errors)
+    sigmas, errors = checked_sigmas(sampling, calls), {}
+    for name, (used, order) in ways.items():
+        solver = solver_for(used, Options(order), sampling, sigmas, streams=request.streams)
+        drawn = draw_with(solver, request, guider, part.noise, sigmas, counter, request.prompts_of(number))
+        errors[name] = request.streams.square_errors(drawn, part.end)
+    return Checked(calls, errors)
 
 
-def facts_of_check(streams: Streams, errors: dict[str, dict[str, list[Tensor]]]) -> dict[str, Any]:
-    """The geometric means of errors (B, streams) by calls and way, all streams alike; of several also of each."""
-    apart = {calls: {name: torch.cat(e) for name, e in ways.items()} for calls, ways in errors.items()}
+def facts_of_check(streams: Streams, checks: Sequence[Checked]) -> dict[str, Any]:
+    """Facts of `Measured`: geometric means of errors by calls and way, all streams alike; of several also of each."""
+    apart = {
+        str(calls): {
+            name: torch.cat([check.errors[name] for check in checks if check.calls == calls])
+            for name in checks[0].errors
+        }
+        for calls in BUDGETS
+    }
     facts: dict[str, Any] = {
         "check": {calls: {name: geometric_mean(e.mean(1)) for name, e in ways.items()} for calls, ways in apart.items()}
     }

@@ -1,29 +1,17 @@
-"""Long work in parts: what is finished survives a cancel, and parts that were worked out apart come together."""
+"""Long work in parts: what is finished survives a cancel, and several hosts may share the making."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-Work = TypeVar("Work")
+from . import crew
+
 Result = TypeVar("Result")
-
-
-class Share(NamedTuple):
-    """Which of a work's parts are made here: every `of`-th, from `number` on."""
-
-    number: int = 0
-    of: int = 1
-
-    def of_all(self, parts: Iterable[Result]) -> list[Result]:
-        return list(parts)[self.number :: self.of]
-
-
-class Elsewhere(Exception):
-    """What comes next needs parts of another share, which have not come in."""
+Works = Mapping[str, tuple[int, Callable[[], Result]]]  # by name: the calls it takes, and how it is made
 
 
 class Part(NamedTuple):
@@ -33,44 +21,52 @@ class Part(NamedTuple):
 
 @dataclass
 class Parts:
-    """What a work has finished, by name. Other shares' parts are added as they come in."""
+    """What a work has finished, by name. key: of what was asked for, under which several hosts share the work.
 
-    share: Share = Share()
+    expected: model calls of the whole work, as far as it is known.
+    """
+
+    key: str = ""
     done: dict[str, Part] = field(default_factory=dict)
+    expected: int = 0
 
     @property
     def calls(self) -> int:
         return sum(part.calls for part in self.done.values())
 
-    def once(self, name: str, calls: int, work: Callable[[], Result]) -> Result:
-        if name not in self.done:
-            self.done[name] = Part(work(), calls)
-        return self.done[name].result
+    def left(self, works: Works) -> int:
+        """Model calls of those that are not finished."""
+        return sum(calls for name, (calls, _) in works.items() if name not in self.done)
 
-    def all_of(self, works: Mapping[str, tuple[int, Callable[[], Result]]]) -> list[Result]:
-        """The results of works, named, with the calls they take, in this order. Raises Elsewhere."""
-        for name in self.share.of_all(works):
-            self.once(name, *works[name])
-        if missing := set(works) - set(self.done):
-            raise Elsewhere(", ".join(sorted(missing)))
+    def once(self, name: str, calls: int, work: Callable[[], Result]) -> Result:
+        return self.all_of({name: (calls, work)})[0]
+
+    def all_of(self, works: Works[Result]) -> list[Result]:
+        """The results of works that do not need each other, in this order. Each is made once, here or in another host.
+
+        In every host the same works are asked for in the same order: what comes next may depend on results, and on
+        nothing else.
+        """
+        missing = {name: work for name, work in works.items() if name not in self.done}
+        for name, result in crew.made(self.key, self.expected, missing) if missing else ():
+            self.done[name] = Part(result, works[name][0])
         return [self.done[name].result for name in works]
 
-    def add(self, other: Parts) -> None:
-        """Parts made elsewhere, of the same work."""
-        self.done = other.done | self.done
 
+class Interrupted:
+    """The last few works that did not come to their end, held in memory by what was asked for.
 
-class Interrupted(Generic[Work]):
-    """The last few works that did not come to their end, held in memory by what was asked for."""
+    kind: in a word, what they are.
+    """
 
-    def __init__(self, begin: Callable[[], Work], most: int):
-        self.begin, self.most = begin, most
-        self.works: OrderedDict[str, Work] = OrderedDict()
+    def __init__(self, kind: str, most: int):
+        self.kind, self.most = kind, most
+        self.works: OrderedDict[str, Parts] = OrderedDict()
 
     @contextmanager
-    def resumed(self, key: str) -> Iterator[Work]:
+    def resumed(self, key: str) -> Iterator[Parts]:
         """The work of a key, new or as far as it came; it is forgotten when the block ends well."""
-        work = self.works.setdefault(key, self.begin())
+        work = self.works.setdefault(key, Parts(f"{self.kind}-{key}"))
         while len(self.works) > self.most:
             self.works.popitem(last=False)
         yield work

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from ..host.guiders import identify_guided
 from ..host.identity import conditioning_digest
 from ..host.schedules import check_share, rivals, shift_of, sigma_at
 from .asked import Asked, Range, times_of, where_it_stands
+from .interrupted import Parts
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
 from .trajectories import batch_of, begun, own_noise, split, store_for
 
@@ -55,7 +56,6 @@ DENSE = 4096  # places among which the teacher's nodes are chosen
 PLACES = 4  # where polished nodes may stand, for each step of the teacher
 FINALISTS = 6  # of the host's schedules: those that run on all latents
 GEOMETRIC = Objective()
-Result = TypeVar("Result")
 Tried = dict[str, tuple[tuple[float, ...], Tensor]]  # by name: sigmas, and the error of every latent and stream
 
 
@@ -194,8 +194,8 @@ def ends_of(request: Request) -> list[float]:
     return [*(request.law.sigma(ratio) for ratio in ENDS), 0.0]
 
 
-def calls_of(request: Request, sigmas: Sequence[float], schedules: dict[str, tuple[float, ...]]) -> int:
-    """Guided calls of one latent, at most."""
+def calls_of(request: Request, sigmas: Sequence[float], schedules: dict[str, tuple[float, ...]]) -> dict[str, int]:
+    """Guided calls of one latent, at most, in every phase."""
     few, count, nodes = qualifying(request), request.trajectories, len(sigmas[::2])
     teacher = 2 * count * len(sigmas)
     rivals = few * sum(len(schedule) - 1 for schedule in schedules.values()) + 2 * count * FINALISTS * request.steps
@@ -205,7 +205,7 @@ def calls_of(request: Request, sigmas: Sequence[float], schedules: dict[str, tup
     searched = count * (first + contenders * sum(min(width, nodes - k) for k in range(1, budgets)))
     polished = count * most_calls(request.steps, request.polish, starts_freely(request))
     checked = count * (sum(range(1, budgets + 1)) + 2 * request.steps)
-    return teacher + rivals + searched + polished + checked
+    return {"teacher": teacher, "rivals": rivals, "search": searched, "polish": polished, "check": checked}
 
 
 def qualifying(request: Request) -> int:
@@ -267,19 +267,7 @@ class Bench:
         )
 
 
-@dataclass
-class Kept:
-    """What an interrupted search has finished, phase by phase."""
-
-    results: dict[str, Any] = field(default_factory=dict)
-
-    def once(self, name: str, work: Callable[[], Result]) -> Result:
-        if name not in self.results:
-            self.results[name] = work()
-        return self.results[name]
-
-
-def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedules:
+def search_schedule(request: Request, kept: Parts, node_id: str | None) -> Schedules:
     """Search, polish and compare. kept is filled phase by phase, so that what was finished survives a cancel.
 
     Raises ValueError where the model knows too few levels of noise, and where its answers make no sense.
@@ -290,8 +278,9 @@ def search_schedule(request: Request, kept: Kept, node_id: str | None) -> Schedu
     batch = batch_of(request, 2 * request.trajectories)
     count, shape = 2 * request.trajectories, request.latent.shape[1:]
     megabytes = len(sigmas) * request.trajectories * math.prod(shape) * 4 / 1e6
+    kept.expected = sum(calls_of(request, sigmas, rival_schedules).values())
     counter = Counter(
-        calls_of(request, sigmas, rival_schedules),
+        kept.expected,
         node_id,
         f"Searching ({megabytes:.0f} MB of latents)",
         by_latent=True,
@@ -330,26 +319,28 @@ def student_of(request: Request) -> Student:
 
 
 def phases(
-    bench: Bench, kept: Kept, sigmas: Sequence[float], rival_schedules: dict[str, tuple[float, ...]]
+    bench: Bench, kept: Parts, sigmas: Sequence[float], rival_schedules: dict[str, tuple[float, ...]]
 ) -> Schedules:
     """Teacher, rivals, search, polish, and the comparison on the trajectories that were kept out of it."""
     request, count = bench.request, bench.request.trajectories
     seen, unseen = slice(0, count), slice(count, 2 * count)
+    calls = calls_of(request, sigmas, rival_schedules)
     bench.enter("following the teacher")
-    teacher = kept.once("teacher", lambda: taught(bench, sigmas))
+    teacher = kept.once("teacher", calls["teacher"], lambda: taught(bench, sigmas))
     bench.enter("trying ComfyUI's schedules")
-    tried = kept.once("rivals", lambda: tried_rivals(bench, teacher, rival_schedules))
+    tried = kept.once("rivals", calls["rivals"], lambda: tried_rivals(bench, teacher, rival_schedules))
     task = bench.task(teacher, seen)
     width, contenders = BREADTH[request.solver]
     budgets = budgets_of(request, sigmas)
     bench.enter("searching")
-    found = kept.once("search", lambda: search(task, budgets, width=width, contenders=contenders))
+    searching = partial(search, task, budgets, width=width, contenders=contenders)
+    found = kept.once("search", calls["search"], searching)
     begin = min([found[request.steps], *best_of(tried, seen)], key=lambda schedule: schedule.cost)
     places = places_of(request, sigmas)
     bench.enter("polishing")
-    polished = kept.once(
-        "polish", lambda: polish(Replay(task), begin.sigmas, places, request.polish, start_moves=starts_freely(request))
-    )
+    rounds, free = request.polish, starts_freely(request)
+    polishing = partial(polish, Replay(task), begin.sigmas, places, rounds, start_moves=free)
+    polished = kept.once("polish", calls["polish"], polishing)
     bench.enter("comparing")
     check = Replay(bench.task(teacher, unseen))
     return compared(request, check, found, polished, {name: (s, e[unseen]) for name, (s, e) in tried.items()})

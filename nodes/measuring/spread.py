@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +21,7 @@ from ..host.noise import seeded
 from ..host.noise_law import noise_law
 from .asked import Asked
 from .estimate import IMAGES, LEVELS, checked_sigmas, draw_with, level_sigmas
+from .interrupted import Parts
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
 
 ESTIMATORS = ("residual", "derivative")
@@ -65,11 +67,10 @@ class Request(Asked):
         return self.asked | self.references | own
 
 
-def measure_spread(request: Request, node_id: str | None, parts: dict[range, Tensor] | None = None) -> Spread:
+def measure_spread(request: Request, node_id: str | None, kept: Parts | None = None) -> Spread:
     """Draw references, noise them anew at every level, and add up s^2 of each.
 
-    parts: s^2 by the numbers of the images, of each stream or band apart; filled batch by batch, so that what was
-    measured survives a cancel.
+    kept: filled batch by batch, so that what was measured survives a cancel.
     Raises ValueError where the model answers with NaN, or leads nowhere.
     """
     sampling = request.model.get_model_object("model_sampling")
@@ -78,12 +79,15 @@ def measure_spread(request: Request, node_id: str | None, parts: dict[range, Ten
     sigmas = sigmas[sigmas < 1] if law.is_flow else sigmas
     per_batch = len(sigmas) * (2 if request.estimator == "derivative" else 1)
     drawing = 0 if request.from_references else DRAWING_STEPS
-    parts = {} if parts is None else parts
-    wanted = [numbers for numbers in request.batches if numbers not in parts]
-    counter = Counter(len(wanted) * (per_batch + drawing), node_id, "Measuring the spread")
-    for numbers in wanted:
-        parts[numbers] = measure_batch(request, numbers, sigmas, counter)
-    apart = torch.cat([parts[numbers] for numbers in request.batches])
+    kept = Parts() if kept is None else kept
+    kept.expected = len(request.batches) * (per_batch + drawing)
+
+    def work(numbers: range) -> tuple[int, Callable[[], Tensor]]:
+        return per_batch + drawing, lambda: measure_batch(request, numbers, sigmas, counter)
+
+    works = {images_of(numbers): work(numbers) for numbers in request.batches}
+    counter = Counter(kept.left(works), node_id, "Measuring the spread")
+    apart = torch.cat(kept.all_of(works))
     squares = apart.sum(2) if request.by_band else apart.mean(2)
     check_reached(squares.clamp(min=0).sqrt(), "The model's answers to noised references", cure_for(request))
     halves = [squares[i::2].mean(0).clamp(min=1e-30).sqrt() for i in (0, 1)]
@@ -98,13 +102,17 @@ def measure_spread(request: Request, node_id: str | None, parts: dict[range, Ten
     return Spread(ratios, squares.sum(0), counts, facts, by_band)
 
 
+def images_of(numbers: range) -> str:
+    """A batch, in words."""
+    return f"images {numbers[0] + 1} to {numbers[-1] + 1}"
+
+
 def measure_batch(request: Request, numbers: range, sigmas: Tensor, counter: Counter) -> Tensor:
     """s^2 of every image at every level, of each stream or band, (images, levels, streams or bands)."""
-    images = f"images {numbers[0] + 1} to {numbers[-1] + 1}"
-    counter.phase = f"drawing {images}"
+    counter.phase = f"drawing {images_of(numbers)}"
     x0 = references(request, numbers, counter)
     check_reached(x0, "A reference", cure_for(request), request.streams)
-    counter.phase = f"measuring the spread of {images}"
+    counter.phase = f"measuring the spread of {images_of(numbers)}"
     noise = torch.stack([numbers_for(request, number, RENOISE, x0[0].shape) for number in numbers])
 
     def work(denoise: HostDenoiser, x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from ...schedulers.tuning.tuning import TUNED, UNMEASURED, Tuning, or_infinite
 from ..host.answers import apart
 from ..host.schedules import shift_of
 from .asked import Asked
-from .interrupted import Elsewhere, Parts
+from .interrupted import Parts
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
 from .search import three_means
 from .trajectories import SHARE_OF_DEVICE, batch_of, own_noise, split, store_for
@@ -125,6 +125,7 @@ class Bench:
     deal: Callable[[Denoiser, Sequence[int]], Denoiser]
     announce: Callable[[Sequence[float]], None]
     enter: Callable[[str], None]
+    batch: int  # latents that are run at a time
     parts: int = 2  # of an answer that are told apart: as many as the teacher was answered at any sigma
 
     @property
@@ -152,12 +153,11 @@ class Bench:
 def tune(request: Request, kept: Parts, node_id: str | None) -> Tuning:
     """Measure, fit and check. kept is filled part by part, so that what was finished survives a cancel.
 
-    A share of the work goes as far as it can alone, and again when the others' parts were added: the last to go on has
-    what one would have found that does all of it.
-    Raises ValueError where the model's answers make no sense, Elsewhere where it needs parts of another share.
+    Raises ValueError where the model's answers make no sense.
     """
     spent = request.spent
     check_memory(request)
+    kept.expected = spent.calls
     what = f"Tuning, {request.effort} ({bytes_of(request, spent) / 1e6:.0f} MB of latents)"
     counter = Counter(spent.calls - kept.calls, node_id, what, by_latent=True)
     noise = torch.stack([own_noise(request, number) for number in range(spent.latents)])
@@ -168,7 +168,7 @@ def tune(request: Request, kept: Parts, node_id: str | None) -> Tuning:
 
     def work(denoise: HostDenoiser, x: Tensor) -> Tuning:
         ask = split(counter.watch(denoise.in_parts), batch)
-        bench = Bench(request, ask, started(request, noise.to(x)), denoise.deal, denoise.announce, enter)
+        bench = Bench(request, ask, started(request, noise.to(x)), denoise.deal, denoise.announce, enter, batch)
         return phases(bench, kept)
 
     levels = [request.first, 0.0]
@@ -227,33 +227,26 @@ def phases(bench: Bench, kept: Parts) -> Tuning:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Converged, of some of the latents, by number. parts: of an answer, at most."""
+    """Converged. parts: of an answer, at most."""
 
-    numbers: tuple[int, ...]
     path: Path
     parts: int
 
 
 def taught(bench: Bench, kept: Parts) -> tuple[Path, int]:
     """The converged runs of all latents, and how many parts the answers had, at most. Raises as `tune` does."""
-    spent, name = bench.request.spent, "teacher of "
-    known = {number for one in runs_in(kept, name) for number in one.numbers}
-    own = tuple(number for number in kept.share.of_all(range(spent.latents)) if number not in known)
-    if own:
-        kept.once(f"{name}{own}", len(own) * spent.teacher, lambda: followed_by(bench, own))
-    runs = runs_in(kept, name)
-    order = [number for one in runs for number in one.numbers]
-    if sorted(order) != list(range(spent.latents)):
-        raise Elsewhere("runs of the teacher")
+    every = range(bench.request.spent.latents)
+
+    def work(numbers: Sequence[int]) -> tuple[int, Callable[[], Runs]]:
+        return len(numbers) * bench.request.spent.teacher, lambda: followed_by(bench, numbers)
+
+    at_a_time = [every[first : first + bench.batch] for first in every[:: bench.batch]]
+    runs = kept.all_of({f"teacher of {[number + 1 for number in part]}": work(part) for part in at_a_time})
     path = runs[0].path
     if len(runs) > 1:
-        states = torch.cat([one.path.states for one in runs])[np.argsort(order)]
-        path = replace(path, states=states, answers=torch.cat([one.path.answers for one in runs])[np.argsort(order)])
+        states = torch.cat([one.path.states for one in runs])
+        path = replace(path, states=states, answers=torch.cat([one.path.answers for one in runs]))
     return path, max(one.parts for one in runs)
-
-
-def runs_in(kept: Parts, name: str) -> list[Runs]:
-    return [part.result for known, part in kept.done.items() if known.startswith(name)]
 
 
 def followed_by(bench: Bench, numbers: Sequence[int]) -> Runs:
@@ -272,7 +265,7 @@ def followed_by(bench: Bench, numbers: Sequence[int]) -> Runs:
     path = followed(denoise, bench.x[chosen], request.law, spent.teacher, request.first, request.shift, store)
     what = f"The teacher of {spent.teacher} steps, at cfg {request.cfg:g},"
     check_reached(path.end, what, "Lower the cfg, and check the model's shift.", request.streams)
-    return Runs(tuple(numbers), path, max(parts))
+    return Runs(path, max(parts))
 
 
 @dataclass(frozen=True, eq=False)

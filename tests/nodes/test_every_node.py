@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from fewstep.nodes.measuring.interrupted import Parts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.examples import LONG
@@ -114,7 +115,9 @@ def statistics():
 
     model, positive, negative = demo("flow")
     latent = torch.zeros(1, 3, 16, 16)
-    return estimate(Request(model, positive, negative, 3.0, latent, 0, 2, 8, "global", "differences"), None, {}, None)
+    return estimate(
+        Request(model, positive, negative, 3.0, latent, 0, 2, 8, "global", "differences"), None, Parts(), None
+    )
 
 
 @cache
@@ -127,17 +130,16 @@ def spread():
 
 @cache
 def searched():
-    from fewstep.nodes.measuring.search import Kept, Request, search_schedule
+    from fewstep.nodes.measuring.search import Request, search_schedule
 
     model, positive, negative = demo("flow")
     latent = torch.zeros(1, 3, 8, 8)
     request = Request(model, positive, negative, 3.0, latent, 0, 3, "dpmpp_2m", 20, 2, polish=0)
-    return search_schedule(request, Kept(), None)
+    return search_schedule(request, Parts(), None)
 
 
 @cache
 def tuned():
-    from fewstep.nodes.measuring.interrupted import Parts
     from fewstep.nodes.measuring.tune import Request, tune
 
     model, positive, negative = demo("flow")

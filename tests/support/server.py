@@ -30,6 +30,10 @@ class HostError(Exception):
     """The host did not do what was asked; the message says what a person can do."""
 
 
+class Died(HostError):
+    """The host has ended."""
+
+
 class Cancelled(HostError):
     """The workflow was cancelled while it ran."""
 
@@ -56,17 +60,22 @@ class Server:
         on_progress: Callable[[int, int], None] | None = None,
         on_bytes: Callable[[int, bytes], None] | None = None,
         on_report: Callable[[str], None] | None = None,
+        patience: float | None = 600,
+        whole: bool = False,
     ) -> dict:
         """Queue an API-format workflow, wait for its end, return its history entry.
+
+        patience: seconds without a word from the host, after which it counts as dead. whole: of a workflow that the
+        host would run only in part, nothing is run.
 
         on_bytes is told the binary messages: PREVIEW and a picture, or TEXT and what a node prints on itself.
         on_report is told what the pack's nodes say that stays on them.
         """
         client = uuid.uuid4().hex
         address = self.url.replace("http", "ws", 1) + f"/ws?clientId={client}"
-        with contextlib.closing(websocket.create_connection(address, timeout=600)) as events:
+        with contextlib.closing(websocket.create_connection(address, timeout=patience)) as events:
             queued = requests.post(self.url + "/prompt", json={"prompt": prompt, "client_id": client}, timeout=60)
-            if queued.status_code != 200:
+            if queued.status_code != 200 or (whole and queued.json().get("node_errors")):
                 raise HostError(f"ComfyUI refused the workflow: {refusal(queued)}")
             number = queued.json()["prompt_id"]
             self.follow(events, number, on_progress or ignored, on_bytes or ignored, on_report or ignored)
@@ -100,7 +109,7 @@ class Server:
         try:
             return events.recv()
         except (OSError, websocket.WebSocketException) as error:
-            raise HostError(f"ComfyUI stopped while it worked. Its last words:\n{last_lines(self.log())}") from error
+            raise Died(f"ComfyUI stopped while it worked. Its last words:\n{last_lines(self.log())}") from error
 
     def reports(self, history: dict) -> str:
         """What the pack's nodes said that stays on them."""

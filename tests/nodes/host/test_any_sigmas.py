@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from fewstep.nodes.measuring.interrupted import Parts
 from fewstep.samplers.dpm_solver_v3 import Options
 from fewstep.schedulers.restart.presets import PRESETS
 from fewstep.schedulers.restart.request import BUDGETS, requested_plan
@@ -57,7 +58,7 @@ def measured(kind: str):
 
     conditioning = label_conditioning([0, 1]), label_conditioning([-1, -1])
     given = (model(kind), *conditioning, 1.0, torch.zeros(2, 4, 4, 4), 0, 4, 12, "global", "differences")
-    return estimate(Request(*given), None, {}, None)
+    return estimate(Request(*given), None, Parts(), None)
 
 
 @pytest.fixture(scope="module", autouse=True)

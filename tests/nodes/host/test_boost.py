@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from fewstep.nodes.host.progress import Report
+from fewstep.nodes.measuring.interrupted import Parts
 from support.mixture import picture_like
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -32,11 +33,11 @@ def model(kind: str = "eps"):
 @lru_cache(maxsize=1)
 def searched():
     """A schedule of four steps of dpmpp_2m for the eps model."""
-    from fewstep.nodes.measuring.search import Kept, Request, search_schedule
+    from fewstep.nodes.measuring.search import Request, search_schedule
     from support.host_mixture import label_conditioning
 
     asked = (model(), label_conditioning([0]), label_conditioning([-1]), 3.0, torch.zeros(1, 4, 16, 16), 0)
-    return search_schedule(Request(*asked, 4, "dpmpp_2m", 20, 2, polish=0), Kept(), None)
+    return search_schedule(Request(*asked, 4, "dpmpp_2m", 20, 2, polish=0), Parts(), None)
 
 
 def noise() -> torch.Tensor:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import pytest
 import torch
 from fewstep.nodes.host.progress import Report
+from fewstep.nodes.measuring.interrupted import Parts
 from fewstep.samplers.dpm_solver_v3 import Options, Statistics
 from fewstep.samplers.dpm_solver_v3.measured import Measured
 from support.mixture import Mixture, picture_like
@@ -43,7 +44,7 @@ def measured(kind: str, single: bool = False, pooling: str = "global") -> Measur
     labels = [0, 0] if single else [0, 3]
     conditioning = label_conditioning(labels), label_conditioning([-1, -1])
     given = (model(kind, single), *conditioning, 1.0, torch.zeros(2, 4, 16, 16), 99, 6, 20, pooling, "differences")
-    return estimate(Request(*given), None, {}, None)
+    return estimate(Request(*given), None, Parts(), None)
 
 
 def sigmas_of(kind: str, scheduler: str, steps: int) -> torch.Tensor:

@@ -576,3 +576,18 @@ def test_masks_and_references_are_read_whole():
     inside = latents.clone()
     inside[:, :, 8:-8, 8:-8] += 1
     assert conditioning_digest([latents]) != conditioning_digest([inside])
+
+
+@pytest.mark.parametrize("elsewhere", ["/home/a/ComfyUI/custom_nodes/pack.nets", r"C:\ComfyUI\custom_nodes\pack.nets"])
+def test_a_network_of_a_packs_own_class_is_the_same_wherever_comfyui_lies(elsewhere):
+    """The host names a pack's modules by the path of its folder."""
+
+    def of_module(name: str) -> str:
+        patcher = model()
+        network = patcher.model.diffusion_model
+        network.__class__ = type("Network", (type(network),), {"__module__": name})
+        return identify(patcher)["model"]
+
+    here = of_module("/opt/ComfyUI/custom_nodes/pack.nets")
+    assert of_module(elsewhere) == here
+    assert of_module("/opt/ComfyUI/custom_nodes/another.nets") != here != of_module("pack.other")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fewstep.nodes.measuring.interrupted import Parts
 from fewstep.samplers.guidance import ProbabilisticGuidance
 from support import field
 from support.examples import mostly
@@ -107,15 +108,15 @@ def test_measuring_statistics_and_drawing_with_them(device, pooling):
     from fewstep.nodes.measuring.estimate import estimate
 
     request = asked("estimate", images=10, levels=8, pooling=pooling, derivative="differences", cfg=1.0)
-    measured = estimate(request, None, {}, None)
+    measured = estimate(request, None, Parts(), None)
     assert measured.facts["check"] and len(device) > 10
 
 
 def test_searching_a_schedule(device):
-    from fewstep.nodes.measuring.search import Kept, search_schedule
+    from fewstep.nodes.measuring.search import search_schedule
 
     given: dict[str, Any] = {"solver": "dpmpp_2m", "steps": 4, "teacher_steps": 20, "trajectories": 2, "polish": 1}
-    assert search_schedule(asked("search", **given), Kept(), None) and device
+    assert search_schedule(asked("search", **given), Parts(), None) and device
 
 
 @pytest.mark.parametrize("estimator", ["residual", "derivative"])

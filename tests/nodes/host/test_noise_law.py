@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fewstep.nodes.measuring.interrupted import Parts
 from fewstep.samplers.noise_law import FLOW, NoiseLaw
 from fewstep.samplers.restart import restart
 from fewstep.schedulers.restart.plan import Interval
@@ -111,11 +112,11 @@ def test_at_such_a_shift_everything_that_draws_or_measures_runs():
     assert float(sampling.sigma_max) > 1
     conditioning = label_conditioning(LABELS[:2]), label_conditioning([-1, -1])
     asked = (patcher, *conditioning, 1.0, torch.zeros(2, 4, 16, 16), 0)
-    measured = estimate.estimate(estimate.Request(*asked, 4, 12, "global", "differences"), None, {}, None)
+    measured = estimate.estimate(estimate.Request(*asked, 4, 12, "global", "differences"), None, Parts(), None)
     assert set(measured.facts["check"]) == {"5", "8", "10", "20"}
     assert spread.measure_spread(spread.Request(*asked, 2, 6), None).values.isfinite().all()
     request = search.Request(*asked, 4, "dpm_solver_v3", 20, 2, polish=1, statistics=measured)
-    assert search.search_schedule(request, search.Kept(), None).sigmas[4][0] <= float(sampling.sigma_max)
+    assert search.search_schedule(request, Parts(), None).sigmas[4][0] <= float(sampling.sigma_max)
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", 8)
     for sampler in (
         dpm_solver_v3_sampler(Choice(Options(), measured, "data", "when_checked", None)),
@@ -214,11 +215,11 @@ def test_statistics_and_schedules_are_measured_at_the_strength_and_told_apart():
     for patcher in (flow_model(), scaled(flow_model())):
         asked = (patcher, *conditioning, 1.0, torch.zeros(2, 4, 16, 16), 0)
         requests.append(estimate.Request(*asked, 4, 16, "global", "differences"))
-        tables.append(estimate.estimate(requests[-1], None, {}, None).statistics)
+        tables.append(estimate.estimate(requests[-1], None, Parts(), None).statistics)
         sampling = patcher.get_model_object("model_sampling")
         assert shift_of(sampling, noise_law(sampling)) == pytest.approx(3.0, rel=1e-4)
         request = search.Request(*asked, 4, "euler", 20, 2, polish=1)
-        found = search.search_schedule(request, search.Kept(), None)
+        found = search.search_schedule(request, Parts(), None)
         assert found.facts["errors"]["4"][0] < 0.5
     for lam in (-2.0, 0.0, 2.0):
         assert tables[1].l_at(lam).item() == pytest.approx(tables[0].l_at(lam).item(), abs=0.05)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from fewstep.nodes.measuring.interrupted import Parts
 from fewstep.samplers.calibration import Calibration
 from fewstep.samplers.dpm_solver_v3 import Options, Statistics
 from fewstep.samplers.dpm_solver_v3.measured import Measured, load_measured, load_published
 from fewstep.samplers.dpm_solver_v3.sums import Sums
 from support.mixture import picture_like
 from support.recording import watched_counters
-
-if TYPE_CHECKING:
-    from fewstep.nodes.measuring.estimate import Part
 
 pytestmark = pytest.mark.usefixtures("host")
 LABELS = [0, 3]
@@ -53,7 +51,7 @@ def request(patcher, **changed):
 def estimate(patcher, known=None, parts=None, **changed) -> Measured:
     from fewstep.nodes.measuring.estimate import estimate
 
-    return estimate(request(patcher, **changed), known, {} if parts is None else parts, None)
+    return estimate(request(patcher, **changed), known, parts or Parts(), None)
 
 
 def calls_of(patcher) -> list[float]:
@@ -146,7 +144,7 @@ def test_a_cancelled_measurement_goes_on_where_it_was():
 
     whole = estimate(model("eps"))
     patcher, left = model("eps"), [60]
-    parts: dict[int, Part] = {}
+    parts = Parts()
     network = patcher.model.diffusion_model
     original = network.denoise
 
@@ -159,7 +157,7 @@ def test_a_cancelled_measurement_goes_on_where_it_was():
     network.denoise = cancelled
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         estimate(patcher, parts=parts)
-    assert sorted(parts) == [0, 1]
+    assert list(parts.done) == ["batch 1", "batch 2"]
     seen = calls_of(patcher)
     measured = estimate(patcher, parts=parts)
     assert len(seen) == 2 * 24 + 2 * 3 * 43
@@ -172,11 +170,11 @@ def test_what_an_interrupted_run_measured_beyond_the_wish_is_counted():
     from support.host_mixture import fail
 
     patcher = model("eps")
-    parts: dict[int, Part] = {}
+    parts = Parts()
     fail(patcher, at=3 * 24 + 5, error=comfy.model_management.InterruptProcessingException())
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         estimate(patcher, parts=parts, images=6)
-    assert sorted(parts) == [0, 1, 2]
+    assert [name for name in parts.done if name.startswith("batch")] == ["batch 1", "batch 2", "batch 3"]
     measured = estimate(model("eps"), parts=parts, images=4)
     assert measured.facts["batches"] == 3 and measured.facts["images"] == 6
     assert measured.sums is not None and measured.sums.count[0].item() == 6 * 4 * 16 * 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fewstep.nodes.measuring.interrupted import Parts
 
 from .test_requests import NODES, SIZE, model, numbers_of, request, run
 
@@ -47,17 +48,17 @@ def test_every_image_is_measured_under_its_own_prompt(batch):
     pictures = torch.randn((6, 4, SIZE, SIZE), generator=torch.Generator().manual_seed(3))
     from fewstep.nodes.measuring import spread
 
-    def squares(label: int, parts: dict) -> torch.Tensor:
+    def squares(label: int, parts: Parts) -> torch.Tensor:
         """(6, levels), of all images under one prompt."""
         asked = request("spread", patcher, positive=prompt(label), latent=pictures[:batch], images=6)
         spread.measure_spread(asked, None, parts)
-        return torch.cat([parts[numbers] for numbers in asked.batches])
+        return torch.cat([parts.done[spread.images_of(numbers)].result for numbers in asked.batches])
 
-    apart = [squares(label, {}) for label in prompts]
-    parts: dict = {}
+    apart = [squares(label, Parts()) for label in prompts]
+    parts = Parts()
     asked = request("spread", patcher, latent=pictures[:batch], images=6, prompts=(pair(3), pair(5)))
     spread.measure_spread(asked, None, parts)
-    found = torch.cat([parts[numbers] for numbers in asked.batches])
+    found = torch.cat([parts.done[spread.images_of(numbers)].result for numbers in asked.batches])
     for number in range(6):
         assert torch.allclose(found[number], apart[number % 3][number], rtol=1e-4)
     assert not torch.allclose(found[1], apart[0][1], rtol=1e-2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fewstep.nodes.measuring.interrupted import Parts
 from support.mixture import Mixture, picture_like
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -69,10 +70,10 @@ def run(node: str, patcher, memory=None, **changed):
 
     asked = request(node, patcher, **changed)
     if node == "estimate":
-        return estimate.estimate(asked, None, {} if memory is None else memory, None)
+        return estimate.estimate(asked, None, memory or Parts(), None)
     if node == "spread":
         return spread.measure_spread(asked, None)
-    return search.search_schedule(asked, search.Kept() if memory is None else memory, None)
+    return search.search_schedule(asked, memory or Parts(), None)
 
 
 def numbers_of(result) -> list[float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fewstep.nodes.measuring.interrupted import Parts
 from fewstep.samplers.calibration import Calibration
 from fewstep.schedulers.optimal_steps import Euler, Multistep2M, Objective, Replay
 from fewstep.schedulers.optimal_steps.published import PUBLISHED
@@ -44,9 +45,9 @@ def request(patcher, **changed):
 
 
 def searched(patcher, kept=None, **changed) -> Schedules:
-    from fewstep.nodes.measuring.search import Kept, search_schedule
+    from fewstep.nodes.measuring.search import search_schedule
 
-    return search_schedule(request(patcher, **changed), kept or Kept(), None)
+    return search_schedule(request(patcher, **changed), kept or Parts(), None)
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +167,14 @@ def test_what_it_promises_is_what_the_hosts_sampler_gets(solver, middle):
     An empty latent starts from 0 in the model's own scale, as in the host, whatever the format calls 0.
     """
     import comfy.samplers
-    from fewstep.nodes.measuring.search import Kept, own_noise
+    from fewstep.nodes.measuring.search import own_noise
     from fewstep.samplers.noise_law import VARIANCE_EXPLODING
     from support.host_mixture import MixtureLatent
     from support.mixture import GuidedMixture, converged
 
     patcher = model("eps")
     patcher.model.latent_format = MixtureLatent(middle)
-    kept = Kept()
+    kept = Parts()
     schedules = searched(patcher, kept, solver=solver, cfg=2.0, teacher_steps=100)
     asked = request(patcher, solver=solver, cfg=2.0)
     noise = torch.stack([own_noise(asked, number) for number in range(4, 8)])
@@ -224,14 +225,13 @@ def test_less_noise_starts_from_the_pictures():
 
 def test_a_cancelled_search_goes_on_after_its_last_finished_phase():
     import comfy.model_management
-    from fewstep.nodes.measuring.search import Kept
     from support.host_mixture import fail
 
-    patcher, kept = model("flow"), Kept()
+    patcher, kept = model("flow"), Parts()
     fail(patcher, at=60, error=comfy.model_management.InterruptProcessingException())
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         searched(patcher, kept, cfg=3.0)
-    assert "teacher" in kept.results and "polish" not in kept.results
+    assert "teacher" in kept.done and "polish" not in kept.done
     again = model("flow")
     fail(again, at=10**9)
     schedules = searched(again, kept, cfg=3.0)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from fewstep.nodes.measuring.interrupted import Parts
 from support.mixture import GuidedMixture, converged
 from support.recording import watched_counters
 
@@ -42,7 +43,6 @@ def request(patcher, effort: str | dict[str, Any] = SMALL, **changed):
 
 
 def tuned(patcher, effort: str | dict[str, Any] = SMALL, kept=None, **changed):
-    from fewstep.nodes.measuring.interrupted import Parts
     from fewstep.nodes.measuring.tune import tune
 
     return tune(request(patcher, effort, **changed), kept or Parts(), None)
@@ -228,7 +228,6 @@ def parts_of(spent) -> list[int]:
 def test_interrupted_and_resumed_it_is_what_nothing_stopped_and_no_finished_part_is_made_twice(at, monkeypatch):
     import comfy.model_management
     from fewstep.nodes.measuring import tune
-    from fewstep.nodes.measuring.interrupted import Parts
 
     counters, kept = watched_counters(monkeypatch, tune), Parts()
     patcher, calls = stopping(fresh_model(), at)
@@ -245,35 +244,6 @@ def test_interrupted_and_resumed_it_is_what_nothing_stopped_and_no_finished_part
     total = request(patcher).spent.calls
     assert sum(parts_of(request(patcher).spent)) == total
     assert sum(further) == total - finished == counters[1].total == counters[1].done
-
-
-@pytest.mark.parametrize("effort", [SMALL, SMALL | {"tried": (), "places": 1}], ids=["rules compete", "none"])
-@pytest.mark.parametrize("of", [2, 3])
-def test_shares_that_were_worked_out_apart_add_up_to_the_whole(effort, of):
-    """Each does its own parts on a model of its own, and what all have done is what one would have."""
-    from fewstep.nodes.measuring.interrupted import Elsewhere, Parts, Share
-
-    shares, calls, found = [Parts(Share(number, of)) for number in range(of)], [0] * of, []
-    for _ in range(10):
-        for number, share in enumerate(shares):
-            patcher, made = counted(small.model("FLOW"))
-            try:
-                found.append(tuned(patcher, effort, kept=share))
-            except Elsewhere:
-                pass
-            calls[number] += sum(made)
-        for share in shares:
-            for other in shares:
-                share.add(other)
-        if found:
-            break
-    whole = tuned(small.model("FLOW"), effort)
-    spent = request(small.model("FLOW"), effort).spent
-    assert sum(calls) == spent.calls == shares[0].calls and min(calls) > 0.6 * spent.calls / of
-    assert found[0].facts["places"] == whole.facts["places"] and list(found[0].tables) == list(whole.tables)
-    for name, checked in whole.facts["check"].items():
-        for number, errors in checked.items():
-            assert found[0].facts["check"][name][number] == pytest.approx(errors, rel=0.02)
 
 
 KEPT: dict[str, Any] = {}

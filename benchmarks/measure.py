@@ -1,0 +1,70 @@
+"""How the time of a measurement falls with workers, each of one thread (`python3 run.py measure`).
+
+    python3 run.py python benchmarks/measure.py [--workers 1 2] [--images 16]
+
+Estimate Statistics on the bundled flow model. Seconds from the first question of a worker to the end; starting ComfyUI
+comes on top, once, and is told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(os.environ["FEWSTEP_ROOT"])
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def graph(images: int) -> dict:
+    linked = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "cfg": 3.0}
+    asked = {"seed": 0, "images": images, "levels": 20, "pooling": "global", "derivative": "differences"}
+    return {
+        "1": node("FewStepDemoModel", variant="flow"),
+        "2": node("CLIPTextEncode", clip=["1", 1], text="red apple"),
+        "3": node("CLIPTextEncode", clip=["1", 1], text=""),
+        "4": node("EmptyLatentImage", width=512, height=512, batch_size=1),
+        "5": node("FewStepEstimateStatistics", **linked, **asked, save_as="measured"),
+    }
+
+
+def measured(workers: int, images: int, folder: Path) -> tuple[str, float, float]:
+    """What was done, its seconds, and those of the whole command."""
+    path = folder / "workflow.json"
+    path.write_text(json.dumps(graph(images)))
+    command = [sys.executable, str(ROOT / "run.py"), "measure", str(path), "--workers", str(workers)]
+    command += ["--out", str(folder / str(workers)), "--kept", str(folder / "kept")]
+    began = time.monotonic()
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if result.returncode:
+        raise SystemExit(result.stderr)
+    (done,) = re.findall(r"(\d+ parts, .*)\. Measured in ([\d.]+) s\.", result.stderr)
+    return done[0], float(done[1]), time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--images", type=int, default=16)
+    args = parser.parse_args()
+    print("| workers | seconds | times as fast | the command in all |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        first = 0.0
+        for workers in args.workers:
+            done, seconds, whole = measured(workers, args.images, Path(folder))
+            first = first or seconds
+            print(f"| {workers} | {seconds:.1f} | {first / seconds:.2f} | {whole:.0f} |", flush=True)
+    print(f"\n{done}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A measurement on many machines and GPUs: `python3 run.py measure`. Nothing here is imported in a graph."""

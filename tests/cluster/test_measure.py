@@ -1,0 +1,207 @@
+"""`python3 run.py measure` as a person runs it: real Ray, real ComfyUI, beside the same workflow queued in one.
+
+One thread each, because the last digits of a product of matrices depend on their number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from support.examples import long_form, mostly
+from support.server import serving
+
+ROOT = Path(os.environ["FEWSTEP_ROOT"])
+PARTS = 4 + 2 * 4 + 2  # batches, checks of two at four numbers of calls; batches of the spread
+CALLS = 4 * 13 + 2 * 3 * 43 + 2 * (20 + 6)
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+LINKED = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "cfg": 3.0}
+STATISTICS = {"images": 4, "levels": 6, "pooling": "global", "derivative": "differences", "save_as": "statistics"}
+GRAPH = {
+    "1": node("FewStepDemoModel", variant="flow"),
+    "2": node("CLIPTextEncode", clip=["1", 1], text="red apple"),
+    "3": node("CLIPTextEncode", clip=["1", 1], text=""),
+    "4": node("EmptyLatentImage", width=256, height=256, batch_size=1),
+    "5": node("FewStepEstimateStatistics", **LINKED, seed=0, **STATISTICS),
+    "6": node("FewStepMeasureSpread", **LINKED, seed=0, images=2, levels=6, save_as="spread"),
+}
+
+
+class Run:
+    """The command, begun."""
+
+    def __init__(self, folder: Path, workers: int, graph: dict | None = None, *arguments: str):
+        path = folder / "workflow.json"
+        path.write_text(json.dumps(graph or GRAPH))
+        self.out = folder / f"out{workers}"
+        command = [str(ROOT / "run.py"), "measure", str(path), "--workers", str(workers), "--out", str(self.out)]
+        command += ["--kept", str(folder / "kept")]
+        self.process = subprocess.Popen(
+            [sys.executable, *command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        self.text = ""
+
+    def until(self, pattern: str) -> re.Match:
+        """What the command has said so far, up to a line that holds the pattern."""
+        assert self.process.stdout
+        while not (found := re.search(pattern, self.text)):
+            letter = self.process.stdout.read(1)
+            assert letter, self.text
+            self.text += letter
+        return found
+
+    def end(self, code: int = 0) -> str:
+        self.text += self.process.communicate(timeout=900)[0]
+        assert self.process.returncode == code, self.text
+        return self.text
+
+    def hosts(self) -> list[int]:
+        """Process ids of its ComfyUI."""
+        import psutil
+
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child.pid for child in children if any(part.endswith("main.py") for part in child.cmdline())]
+
+
+TUNE = {**GRAPH, "5": node("FewStepTune", **LINKED, seed=0, effort="quick", save_as="tuning")}
+TUNE.pop("6")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, tuple]:
+    return measured_alone(tmp_path_factory.mktemp("alone"), GRAPH)
+
+
+def measured_alone(base: Path, graph: dict) -> dict[str, tuple]:
+    """What one ComfyUI measures of the same workflow, and keeps."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")
+        with serving(base=base) as server:
+            server.run(graph)
+    return contents(base / "models" / "fewstep")
+
+
+def contents(folder: Path) -> dict[str, tuple]:
+    """By name: the sums and numbers, and the facts."""
+    return {path.name: (load_file(path), facts(path)) for path in folder.glob("*.safetensors")}
+
+
+def facts(path: Path) -> dict:
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return json.loads(header["__metadata__"]["fewstep"])
+
+
+def check_equal(folder: Path, alone: dict[str, tuple]) -> None:
+    found = contents(folder)
+    assert found.keys() == alone.keys() and found
+    for name, (tensors, told) in alone.items():
+        assert found[name][1] == told and found[name][0].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert (found[name][0][key] - tensor).abs().max() <= 1e-12 * tensor.abs().max()
+
+
+@pytest.mark.parametrize("workers", mostly(2, longer=(1, 4)))
+def test_any_number_of_workers_makes_the_files_of_one_graph(tmp_path, alone, workers):
+    run = Run(tmp_path, workers)
+    said = run.end()
+    assert f"{PARTS} parts, {CALLS} model calls; 0 workers replaced." in said
+    assert f"{CALLS}/{CALLS}" in said and re.search(r"<\d+:\d\d", said)
+    check_equal(run.out, alone)
+    if workers > 2:
+        return
+    again = Run(tmp_path, workers)  # the files are there
+    assert "0 parts, 0 model calls" in again.end()
+
+
+@long_form
+def test_a_tuning_too(tmp_path):
+    run = Run(tmp_path, 2, TUNE)
+    assert "241 model calls" in run.end()
+    check_equal(run.out, measured_alone(tmp_path / "alone", TUNE))
+
+
+@long_form
+@pytest.mark.parametrize("what", ["host", "actor"])
+def test_a_worker_that_is_killed_is_replaced_and_its_part_made_once(tmp_path, alone, what):
+    import psutil
+
+    run = Run(tmp_path, 2)
+    run.until(r"\| [1-9]\d*/\d+")
+    (victim, *_) = run.hosts()
+    process = psutil.Process(victim)
+    (process if what == "host" else process.parent()).kill()
+    run.until("A worker ended; another takes its place")
+    assert f"{PARTS} parts, {CALLS} model calls; 1 workers replaced." in run.end()
+    check_equal(run.out, alone)
+
+
+@long_form
+def test_stopped_by_ctrl_c_the_same_command_goes_on(tmp_path, alone):
+    run = Run(tmp_path, 2)
+    run.until(r"\| ([2-9]\d|\d{3})/\d+")
+    hosts = run.hosts()
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert "Finished parts are kept" in run.end(130)
+    time.sleep(1)
+    assert not any(Path(f"/proc/{host}").exists() for host in hosts)
+    again = Run(tmp_path, 2)
+    said = again.end()
+    assert re.search(rf"{PARTS} parts \([1-9]\d* by an earlier run\), {CALLS} model calls", said)
+    check_equal(again.out, alone)
+
+
+@long_form
+def test_a_part_that_fails_is_named(tmp_path):
+    """A cfg at which the model's answers lead nowhere."""
+    broken = {**GRAPH["5"], "inputs": GRAPH["5"]["inputs"] | {"cfg": 100.0}}
+    said = Run(tmp_path, 1, {number: one for number, one in {**GRAPH, "5": broken}.items() if number != "6"}).end(1)
+    assert re.search(r"FewStep: batch \d failed. FewStepEstimateStatistics: .*Lower the cfg", said)
+
+
+@long_form
+def test_what_comfyui_would_run_only_a_part_of_is_refused(tmp_path):
+    broken = {**GRAPH["5"], "inputs": GRAPH["5"]["inputs"] | {"cfg": 1e9}}
+    said = Run(tmp_path, 1, {**GRAPH, "5": broken}).end(1)
+    assert "ComfyUI refused the workflow: FewStepEstimateStatistics: Value 1000000000.0 bigger than max" in said
+
+
+def test_a_ray_that_is_not_there_is_said_at_once(tmp_path):
+    assert "No Ray answers at 127.0.0.1:9: " in Run(tmp_path, 1, None, "--ray", "127.0.0.1:9").end(1)
+
+
+@long_form
+def test_arguments_of_comfyui_reach_it(tmp_path):
+    """A picture in a folder that only they name."""
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (256, 256), "white").save(tmp_path / "pictures" / "white.png")
+    pictures = {"4": node("VAEEncode", pixels=["7", 0], vae=["1", 2]), "7": node("LoadImage", image="white.png")}
+    graph = {number: one for number, one in (GRAPH | pictures).items() if number != "5"}
+    assert "2 parts, 12 model calls" in Run(tmp_path, 1, graph, "--input-directory", str(tmp_path / "pictures")).end()
+
+
+def test_a_workflow_that_cannot_be_shared_is_refused_before_anything_starts(tmp_path):
+    said = Run(tmp_path, 2, {"1": node("FewStepCompare")}).end(1)
+    assert "FewStep: " in said and "holds Compare, which many workers do not share yet" in said
+    assert "Starting" not in said
