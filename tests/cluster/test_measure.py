@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from support.examples import long_form, mostly
+from support.examples import long_form
 from support.server import serving
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 PARTS = 4 + 2 * 4 + 2  # batches, checks of two at four numbers of calls; batches of the spread
 CALLS = 4 * 13 + 2 * 3 * 43 + 2 * (20 + 6)
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+pytestmark = [long_form, pytest.mark.skipif(sys.platform == "win32", reason="signals")]  # Ray is 300 MB
 
 
 def node(kind: str, **inputs) -> dict:
@@ -120,7 +120,7 @@ def check_equal(folder: Path, alone: dict[str, tuple]) -> None:
             assert (found[name][0][key] - tensor).abs().max() <= 1e-12 * tensor.abs().max()
 
 
-@pytest.mark.parametrize("workers", mostly(2, longer=(1, 4)))
+@pytest.mark.parametrize("workers", (1, 2, 4))
 def test_any_number_of_workers_makes_the_files_of_one_graph(tmp_path, alone, workers):
     run = Run(tmp_path, workers)
     said = run.end()
@@ -133,14 +133,12 @@ def test_any_number_of_workers_makes_the_files_of_one_graph(tmp_path, alone, wor
     assert "0 parts, 0 model calls" in again.end()
 
 
-@long_form
 def test_a_tuning_too(tmp_path):
     run = Run(tmp_path, 2, TUNE)
     assert "241 model calls" in run.end()
     check_equal(run.out, measured_alone(tmp_path / "alone", TUNE))
 
 
-@long_form
 @pytest.mark.parametrize("what", ["host", "actor"])
 def test_a_worker_that_is_killed_is_replaced_and_its_part_made_once(tmp_path, alone, what):
     import psutil
@@ -155,7 +153,6 @@ def test_a_worker_that_is_killed_is_replaced_and_its_part_made_once(tmp_path, al
     check_equal(run.out, alone)
 
 
-@long_form
 def test_stopped_by_ctrl_c_the_same_command_goes_on(tmp_path, alone):
     run = Run(tmp_path, 2)
     run.until(r"\| ([2-9]\d|\d{3})/\d+")
@@ -170,7 +167,6 @@ def test_stopped_by_ctrl_c_the_same_command_goes_on(tmp_path, alone):
     check_equal(again.out, alone)
 
 
-@long_form
 def test_a_part_that_fails_is_named(tmp_path):
     """A cfg at which the model's answers lead nowhere."""
     broken = {**GRAPH["5"], "inputs": GRAPH["5"]["inputs"] | {"cfg": 100.0}}
@@ -178,7 +174,6 @@ def test_a_part_that_fails_is_named(tmp_path):
     assert re.search(r"FewStep: batch \d failed. FewStepEstimateStatistics: .*Lower the cfg", said)
 
 
-@long_form
 def test_what_comfyui_would_run_only_a_part_of_is_refused(tmp_path):
     broken = {**GRAPH["5"], "inputs": GRAPH["5"]["inputs"] | {"cfg": 1e9}}
     said = Run(tmp_path, 1, {**GRAPH, "5": broken}).end(1)
@@ -189,7 +184,6 @@ def test_a_ray_that_is_not_there_is_said_at_once(tmp_path):
     assert "No Ray answers at 127.0.0.1:9: " in Run(tmp_path, 1, None, "--ray", "127.0.0.1:9").end(1)
 
 
-@long_form
 def test_arguments_of_comfyui_reach_it(tmp_path):
     """A picture in a folder that only they name."""
     from PIL import Image
