@@ -121,11 +121,23 @@ def drawn(page, count: int = 1, scale: float = 1.3) -> None:
 
 
 def pointed(page, across: float, down: float) -> list[str]:
-    """Lines of what is told at a place of the plot, shares of its width and height."""
-    x, y, width, height = page.evaluate(AREA)
-    page.mouse.move(x + across * width + 1, y + down * height)
-    page.mouse.move(x + across * width, y + down * height)
-    page.wait_for_function(f"!{TIP}.hidden", timeout=10_000)
+    """Lines of what is told at a place of the plot, shares of its width and height.
+
+    A plot that is laid out anew forgets the pointer until it moves again; on a busy machine that comes late.
+    """
+    from playwright.sync_api import TimeoutError as Waited
+
+    for tries_left in reversed(range(5)):
+        x, y, width, height = page.evaluate(AREA)
+        page.mouse.move(x + across * width + 1, y + down * height)
+        page.mouse.move(x + across * width, y + down * height)
+        try:
+            page.wait_for_function(f"!{TIP}.hidden", timeout=4_000)
+        except Waited:
+            if not tries_left:
+                raise
+        else:
+            break
     return page.evaluate(f"{TIP}.textContent").split("\n")
 
 
