@@ -44,7 +44,7 @@ from support.nodes import of_the_pack  # noqa: E402
 CALLS = 6
 RESULTS = Path(__file__).with_name("results")
 PACK = Path(__file__).resolve().parents[1]
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "FewStepEstimateStatistics": {"images": 2, "levels": 6, "pooling": "global"},
     "FewStepMeasureSpread": {"images": 2, "levels": 6},
     "FewStepSearchSchedule": {"steps": 4, "solver": "euler", "teacher_steps": 40, "trajectories": 2, "polish": 1},

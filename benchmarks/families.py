@@ -134,7 +134,7 @@ SDXL = unet(
     context_dim=2048,
     transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10],
 )
-SD3 = {
+SD3: dict[str, Any] = {
     "in_channels": 16,
     "out_channels": 16,
     "patch_size": 2,

@@ -238,7 +238,12 @@ def test_a_model_is_looked_at_once(monkeypatch):
     from fewstep.nodes.host.identity import identify
 
     looked: list[int] = []
-    monkeypatch.setattr(guiders, "identify", lambda model: looked.append(1) or identify(model))
+
+    def noted(model):
+        looked.append(1)
+        return identify(model)
+
+    monkeypatch.setattr(guiders, "identify", noted)
     monkeypatch.setattr(guiders.recognised, "models", weakref.WeakKeyDictionary())
     for _ in range(2):
         draw("flow", sigmas_of("flow", "beta", 6), measured("flow"))
