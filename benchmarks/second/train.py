@@ -3,7 +3,7 @@
 Needs torch, numpy, safetensors and Pillow, no ComfyUI and no network. The autoencoder learns for the first share of
 the time, the transformer on its latents for the rest; the learning rate of each falls to zero at the end of its own
 part, so a run ends inside --minutes. Resumable: a checkpoint is written every minute, and the same command goes on
-from it; the minutes are those of all its runs together. CUDA where there is one, else the CPU; bfloat16 on both.
+from it; the minutes are those of all its runs together. CUDA where there is one, else the CPU; bfloat16 where that is fast.
 """
 
 from __future__ import annotations
@@ -190,7 +190,9 @@ class Run:
         temporary.replace(self.checkpoint)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16)
+        """bfloat16, but on processors that are slow in it, or cannot do it."""
+        fit = self.device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=fit)
 
     def generator(self, name: str) -> torch.Generator:
         """Each step has a seed of its own, so a resumed run is the same run."""
