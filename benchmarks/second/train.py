@@ -3,7 +3,8 @@
 Needs torch, numpy, safetensors and Pillow, no ComfyUI and no network. The autoencoder learns for the first share of
 the time, the transformer on its latents for the rest; the learning rate of each falls to zero at the end of its own
 part, so a run ends inside --minutes. Resumable: a checkpoint is written every minute, and the same command goes on
-from it; the minutes are those of all its runs together. CUDA where there is one, else the CPU; bfloat16 where that is fast.
+from it; the minutes are those of all its runs together. CUDA where there is one, else the CPU; bfloat16 where it is
+fast.
 """
 
 from __future__ import annotations
