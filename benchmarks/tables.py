@@ -35,11 +35,32 @@ def field() -> str:
     return field.summary(results("field"))
 
 
-def guided() -> str:
-    """Kinds of guidance on the bundled model: a row a place on a curve."""
+def guided(rows: list[dict[str, Any]]) -> str:
+    """Kinds of guidance: a row a place on a curve."""
     import guidance_pictures
 
-    return guidance_pictures.table([guidance_pictures.Row(**row) for row in results("guidance_pictures")["rows"]])
+    return guidance_pictures.table([guidance_pictures.Row(**row) for row in rows])
+
+
+def against_the_best(rows: list[dict[str, Any]], ours: str) -> str:
+    """Our error by that of the best other sampler, a row a problem, a column a number of calls."""
+    calls = sorted({row["calls"] for row in rows})
+    lines = [f"| problem | {' | '.join(f'{n} calls' for n in calls)} |", "|---" * (len(calls) + 1) + "|"]
+    for problem in dict.fromkeys(row["problem"] for row in rows):
+        cells = []
+        for n in calls:
+            there = [row for row in rows if (row["problem"], row["calls"]) == (problem, n)]
+            rivals = [
+                row for row in there if row["sampler"].split()[0] != ours.split()[0]
+            ]  # nor ours without statistics
+            mine, theirs = (
+                min(some, key=lambda row: row["geometric"])
+                for some in ([row for row in there if row["sampler"] == ours], rivals)
+            )
+            share = mine["geometric"] / theirs["geometric"]
+            cells.append(f"{mine['geometric']:.1e} / {theirs['geometric']:.1e} {theirs['sampler']} ({share:.0%})")
+        lines.append(f"| {problem} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def known() -> str:
@@ -60,7 +81,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "Tune on the bundled network": lambda: tuned("demo"),
     "Tune on mixtures": lambda: tuned("mixture"),
     "the field's samplers": field,
-    "prompt_cfg": guided,
+    "prompt_cfg": lambda: guided(results("guidance_pictures")["rows"]),
+    "guidance on the second network": lambda: guided(results("second")["guidance"]),
+    "DPM-Solver-v3 on the second network": lambda: against_the_best(
+        results("second")["dpm_solver_v3"]["rows"], "v3 when_checked"
+    ),
     "networks at full size": built,
     "inverse problems": known,
 }
