@@ -35,6 +35,13 @@ def field() -> str:
     return field.summary(results("field"))
 
 
+def searched(rows: list[dict[str, Any]]) -> str:
+    """A searched schedule against the best of the host's: a row a solver and a number of calls."""
+    import optimal_steps
+
+    return optimal_steps.table([optimal_steps.Row(**row) for row in rows])
+
+
 def guided(rows: list[dict[str, Any]]) -> str:
     """Kinds of guidance: a row a place on a curve."""
     import guidance_pictures
@@ -82,6 +89,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "Tune on mixtures": lambda: tuned("mixture"),
     "the field's samplers": field,
     "prompt_cfg": lambda: guided(results("guidance_pictures")["rows"]),
+    "Search on the second network": lambda: searched(results("second")["optimal_steps"]),
     "guidance on the second network": lambda: guided(results("second")["guidance"]),
     "DPM-Solver-v3 on the second network": lambda: against_the_best(
         results("second")["dpm_solver_v3"]["rows"], "v3 when_checked"
