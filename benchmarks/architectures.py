@@ -27,7 +27,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import folder_paths  # noqa: E402
 from families import FAMILIES, Family  # noqa: E402
-from support.nodes import of_the_pack  # noqa: E402
+from support.nodes import of_the_pack, outside_of_a_graph  # noqa: E402
 
 CALLS = 6
 RESULTS = Path(__file__).with_name("results")
@@ -58,12 +57,10 @@ nodes = cache(of_the_pack)
 def call(name: str, **given: Any) -> tuple:
     """One of our nodes with its widgets as they stand, but for what is given: its outputs, and what it says last."""
     node = nodes()[name]
-    hidden = SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)
-    ready: Any = type(name, (node,), {"hidden": hidden})
     widgets = {
         spec.id: spec.default for spec in node.define_schema().inputs if getattr(spec, "default", None) is not None
     }
-    output = ready.execute(**(widgets | SMALL.get(name, {}) | given))
+    output = outside_of_a_graph(node).execute(**(widgets | SMALL.get(name, {}) | given))
     return (*output.args, output.ui)
 
 

@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -23,6 +23,7 @@ from error_per_call import host_entry
 from problems import Problem, demo_problem, mixture_problem, run, second_problem
 from torch import Tensor
 
+OURS = "v3 when_checked"
 RIVALS = ("dpmpp_2m", "uni_pc_bh2", "deis", "ipndm", "res_multistep", "lms", "gradient_estimation")
 SCHEDULES = {
     "eps": ("karras", "beta", "exponential"),
@@ -103,13 +104,31 @@ def measure(problem: Problem, variant: str, budgets: list[int], report: Callable
     return measured.describe()
 
 
-def table(rows: list[Row]) -> str:
-    """For each problem and budget the host's best and ours, each on its best schedule, and the ratio of the two."""
-    lines = [f"{'problem':<20} {'calls':>5}  {'mean':>8} {'median':>8} {'geom.':>8}  sampler, schedule"]
+def compared(rows: list[Row]) -> Iterator[tuple[str, int, Row, Row]]:
+    """For each problem and number of calls the host's best and ours, each on its best schedule."""
     for problem, calls in dict.fromkeys((row.problem, row.calls) for row in rows):
         here = [row for row in rows if (row.problem, row.calls) == (problem, calls)]
         theirs = min((row for row in here if not row.sampler.startswith("v3")), key=lambda row: row.geometric)
-        ours = min((row for row in here if row.sampler == "v3 when_checked"), key=lambda row: row.geometric)
+        yield problem, calls, theirs, min((row for row in here if row.sampler == OURS), key=lambda row: row.geometric)
+
+
+def shares(rows: list[Row]) -> str:
+    """For a page: a row a problem, a column a number of calls."""
+    calls = sorted({row.calls for row in rows})
+    lines = [f"| problem | {' | '.join(f'{n} calls' for n in calls)} |", "|---" * (len(calls) + 1) + "|"]
+    cells: dict[str, list[str]] = {}
+    for problem, _, theirs, ours in sorted(compared(rows), key=lambda found: found[1]):
+        share = ours.geometric / theirs.geometric
+        cell = f"{ours.geometric:.1e} / {theirs.geometric:.1e} {theirs.sampler} ({share:.0%})"
+        cells.setdefault(problem, []).append(cell)
+    order = dict.fromkeys(row.problem for row in rows)
+    return "\n".join([*lines, *(f"| {problem} | {' | '.join(cells[problem])} |" for problem in order)])
+
+
+def table(rows: list[Row]) -> str:
+    """For each problem and budget the host's best and ours, each on its best schedule, and the ratio of the two."""
+    lines = [f"{'problem':<20} {'calls':>5}  {'mean':>8} {'median':>8} {'geom.':>8}  sampler, schedule"]
+    for problem, calls, theirs, ours in compared(rows):
         for row in (theirs, ours):
             figures = f"{row.mean:>8.1e} {row.median:>8.1e} {row.geometric:>8.1e}"
             lines.append(f"{problem:<20} {calls:>5}  {figures}  {row.sampler}, {row.scheduler}")

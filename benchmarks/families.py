@@ -75,7 +75,7 @@ def around_a_gaussian(law: NoiseLaw, ask: Callable, args: dict[str, Any]) -> Ten
     """
     x, sigmas = args["input"], args["timestep"]
     sigma = sigmas.reshape(-1, *[1] * (x.ndim - 1))
-    alpha = 1 - sigma if law.is_flow else torch.ones_like(sigma)
+    alpha = law.alpha(sigma)
     return alpha / (alpha * alpha + sigma * sigma) * x + 0.3 * ask(x, sigmas, **args["c"]).tanh()
 
 

@@ -49,25 +49,10 @@ def guided(rows: list[dict[str, Any]]) -> str:
     return guidance_pictures.table([guidance_pictures.Row(**row) for row in rows])
 
 
-def against_the_best(rows: list[dict[str, Any]], ours: str) -> str:
-    """Our error by that of the best other sampler, a row a problem, a column a number of calls."""
-    calls = sorted({row["calls"] for row in rows})
-    lines = [f"| problem | {' | '.join(f'{n} calls' for n in calls)} |", "|---" * (len(calls) + 1) + "|"]
-    for problem in dict.fromkeys(row["problem"] for row in rows):
-        cells = []
-        for n in calls:
-            there = [row for row in rows if (row["problem"], row["calls"]) == (problem, n)]
-            rivals = [
-                row for row in there if row["sampler"].split()[0] != ours.split()[0]
-            ]  # nor ours without statistics
-            mine, theirs = (
-                min(some, key=lambda row: row["geometric"])
-                for some in ([row for row in there if row["sampler"] == ours], rivals)
-            )
-            share = mine["geometric"] / theirs["geometric"]
-            cells.append(f"{mine['geometric']:.1e} / {theirs['geometric']:.1e} {theirs['sampler']} ({share:.0%})")
-        lines.append(f"| {problem} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def statistics_used(rows: list[dict[str, Any]]) -> str:
+    import dpm_solver_v3
+
+    return dpm_solver_v3.shares([dpm_solver_v3.Row(**row) for row in rows])
 
 
 def known() -> str:
@@ -91,9 +76,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "prompt_cfg": lambda: guided(results("guidance_pictures")["rows"]),
     "Search on the second network": lambda: searched(results("second")["optimal_steps"]),
     "guidance on the second network": lambda: guided(results("second")["guidance"]),
-    "DPM-Solver-v3 on the second network": lambda: against_the_best(
-        results("second")["dpm_solver_v3"]["rows"], "v3 when_checked"
-    ),
+    "DPM-Solver-v3 on the second network": lambda: statistics_used(results("second")["dpm_solver_v3"]["rows"]),
     "networks at full size": built,
     "inverse problems": known,
 }

@@ -17,6 +17,11 @@ class Rule:
     holds: Callable[[Any], bool]
     words: str
 
+    def check(self, name: str, value: Any) -> None:
+        """Raises ValueError for an input that is not allowed."""
+        if not self.holds(value):
+            raise ValueError(f"{name} is {value!r}; it must be {self.words}.")
+
 
 def is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most

@@ -15,15 +15,14 @@ import math
 
 import numpy as np
 
-from .facts import is_whole
+from .facts import whole
 
 MOST = 10**9
 
 
 def check_dimension(dimension: int) -> None:
     """Raises ValueError for what is no D."""
-    if not is_whole(dimension, 1, MOST):
-        raise ValueError(f"dimension is {dimension!r}; it must be a whole number from 1 to {MOST}.")
+    whole(1, MOST).check("dimension", dimension)
 
 
 def stretch(dimension: int, seed: int) -> float:

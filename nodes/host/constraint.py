@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...samplers.choices import check_choice
 from ...samplers.constraint import Blurred, Grey, Identity, Measurement, Operator, Pooled, fitted
-from ...samplers.facts import is_number, is_whole
+from ...samplers.facts import number, whole
 from .caches import caches_on
 from .progress import Report
 from .slope import GRADIENTS, Slope, in_words
@@ -150,13 +150,9 @@ class Wanted:
     def __post_init__(self) -> None:
         check_choice("operator", self.operator, OPERATORS)
         check_choice("gradient", self.gradient, GRADIENTS)
-        for name, value, most in (("scale", self.scale, MOST_SCALE), ("blur_radius", self.blur_radius, MOST_RADIUS)):
-            if not is_number(value, 0, most):
-                raise ValueError(f"{name} is {value!r}; it must be a number from 0 to {most:g}.")
-        if not is_whole(self.iterations, 1, MOST_ITERATIONS):
-            raise ValueError(
-                f"iterations is {self.iterations!r}; it must be a whole number from 1 to {MOST_ITERATIONS}."
-            )
+        number(0, MOST_SCALE).check("scale", self.scale)
+        number(0, MOST_RADIUS).check("blur_radius", self.blur_radius)
+        whole(1, MOST_ITERATIONS).check("iterations", self.iterations)
 
     def on(self, latent_format) -> Operator:
         """A on latents of this format."""

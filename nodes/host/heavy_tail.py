@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from typing import Any
 
 import comfy.sample
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.heavy_tail import check_dimension, spread_of_norm, stretch
-from .noise import derived_seed
+from .noise import derived_seed, identity_of
 from .progress import Report, complain
 from .streams import is_nested, nested, packed, streams_of
 
@@ -39,8 +38,7 @@ class HeavyTailNoise:
         return nested(stretched, streams) if streams else stretched
 
     def seed_of(self, item: Tensor) -> int:
-        identity = zlib.crc32(item.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-        return derived_seed(self.seed, identity, TAIL)
+        return derived_seed(self.seed, identity_of(item), TAIL)
 
 
 def narrow(numbers: int, dimension: int) -> str:

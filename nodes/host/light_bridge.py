@@ -7,7 +7,6 @@ brightness and its contrast. The picture keeps everything else.
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...samplers.facts import is_number, is_whole
+from ...samplers.facts import number, whole
 from ...samplers.light_bridge import STEPS, energy_distance, fit
-from .noise import derived_seed
+from .noise import derived_seed, identity_of
 from .progress import Report, show_text
 from .streams import is_nested
 
@@ -52,12 +51,9 @@ def bridged(
 
 
 def check_numbers(components: int, noise: float, seed: int) -> None:
-    if not is_whole(components, 1, MOST_COMPONENTS):
-        raise ValueError(f"components is {components!r}; it must be a whole number from 1 to {MOST_COMPONENTS}.")
-    if not is_number(noise, LEAST_NOISE, MOST_NOISE):
-        raise ValueError(f"noise is {noise!r}; it must be a number from {LEAST_NOISE:g} to {MOST_NOISE:g}.")
-    if not is_whole(seed, 0, MOST_SEED):
-        raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 to {MOST_SEED}.")
+    whole(1, MOST_COMPONENTS).check("components", components)
+    number(LEAST_NOISE, MOST_NOISE).check("noise", noise)
+    whole(0, MOST_SEED).check("seed", seed)
 
 
 def checked(name: str, latent: Any) -> Tensor:
@@ -98,9 +94,8 @@ def scale_of(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def draws_for(latents: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Of every picture's own: in whatever place of a batch, it has the same ones. (B,) and (B, 2 C), float64."""
     uniform, normal = [], []
-    for item in latents.detach().to("cpu", torch.float32):
-        identity = zlib.crc32(item.contiguous().numpy().tobytes())
-        source = np.random.default_rng(derived_seed(seed, identity, BRIDGE))
+    for item in latents:
+        source = np.random.default_rng(derived_seed(seed, identity_of(item), BRIDGE))
         uniform.append(source.random())
         normal.append(source.standard_normal(2 * latents.shape[1]))
     return torch.tensor(uniform, dtype=torch.float64), torch.from_numpy(np.stack(normal))

@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper
 from torch import Tensor
 
 from ...samplers.gmflow import Mixture, Prediction
-from ...samplers.gmflow.doubts import Doubts
+from ...samplers.gmflow.doubts import settled
 from ...samplers.gmflow.head import PolicyHead, frame_of
 from ...samplers.gmflow.mixture import checked, mean
 from ...samplers.gmflow.policy import (
@@ -102,9 +102,7 @@ def tell(executor, x: Tensor, t: Tensor, concat, context, control, options: dict
         if head and head.told:  # a cache may have answered in the network's place
             answer, recorder = head.answer(head.told, x.shape, patch_of(network)), options.get(KEY)
             if recorder is None:
-                doubts = Doubts()
-                doubt_answer(answer, doubts)
-                doubts.settle()
+                settled(doubt_answer, answer)
             else:
                 recorder.record(answer, options["uuids"])
     finally:

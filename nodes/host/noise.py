@@ -22,6 +22,11 @@ def seeded(seed: int, *keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(derived_seed(seed, *keys))
 
 
+def identity_of(item: Tensor) -> int:
+    """A picture of a batch by its own numbers, in whatever place of whatever batch."""
+    return zlib.crc32(item.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+
+
 class ItemNoise:
     """The Noise of samplers.contract: unit Gaussian draws, one generator an item.
 
@@ -35,7 +40,7 @@ class ItemNoise:
         seen: Counter[int] = Counter()
         self.generators = []
         for item in initial.detach().to("cpu", torch.float32):
-            identity = zlib.crc32(item.contiguous().numpy().tobytes())
+            identity = identity_of(item)
             self.generators.append(seeded(seed, identity, seen[identity], *keys))
             seen[identity] += not item.any()
 

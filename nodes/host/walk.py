@@ -215,11 +215,17 @@ def join(*parts: str | bytes) -> bytes:
     return found.digest()
 
 
-def names_of(value: Any) -> tuple[str, str]:
-    """Module and name. The host names a pack's modules by the path of its folder, which is another elsewhere."""
-    folder, dot, module = str(getattr(value, "__module__", "")).partition(".")
+def without_folder(module: str) -> str:
+    """Its name. The host names a pack's modules by the path of the pack's folder, which is another elsewhere."""
+    folder, dot, inside = module.partition(".")
     pack = re.split(r"[/\\]", folder)[-1]
-    return f"{pack}{dot}{module}", str(getattr(value, "__qualname__", getattr(value, "__name__", "")))
+    return f"{pack}{dot}{inside}"
+
+
+def names_of(value: Any) -> tuple[str, str]:
+    """Module and name."""
+    module = without_folder(str(getattr(value, "__module__", "")))
+    return module, str(getattr(value, "__qualname__", getattr(value, "__name__", "")))
 
 
 def content(cell: types.CellType) -> Any:

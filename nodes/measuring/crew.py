@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from multiprocessing.connection import Client, Connection
 from typing import Any, TypeVar
+
+from ..host.walk import without_folder
 
 Result = TypeVar("Result")
 VARIABLE = "FEWSTEP_CREW"  # "PORT SECRET": where on this machine the driver's worker listens, and what proves us to it
@@ -24,13 +25,10 @@ class Reader(pickle.Unpickler):
     """Of what another host pickled, which calls this pack by the path of its own folder."""
 
     def find_class(self, module: str, name: str) -> Any:
-        folder, dot, inside = module.partition(".")
         ours = __name__.partition(".")[0]
-        return super().find_class(f"{ours}{dot}{inside}" if last(folder) == last(ours) else module, name)
-
-
-def last(folder: str) -> str:
-    return re.split(r"[/\\]", folder)[-1]
+        folder, dot, inside = module.partition(".")
+        is_ours = without_folder(folder) == without_folder(ours)
+        return super().find_class(f"{ours}{dot}{inside}" if is_ours else module, name)
 
 
 @cache

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Answer = TypeVar("Answer")
 
 
 class Doubts:
@@ -26,3 +29,11 @@ class Doubts:
         found = torch.stack(flags).tolist() if flags else []
         if not all(found):
             raise ValueError(sentences[found.index(False)]())
+
+
+def settled(doubt: Callable[[Answer, Doubts], None], answer: Answer) -> Answer:
+    """The answer itself, looked at now. Raises ValueError where its numbers cannot be used."""
+    doubts = Doubts()
+    doubt(answer, doubts)
+    doubts.settle()
+    return answer

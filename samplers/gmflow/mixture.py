@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .doubts import Doubts
+from .doubts import Doubts, settled
 
 LEAST_SIGMA = 1e-6  # below it the logarithm of a standard deviation is held
 
@@ -236,10 +236,7 @@ def x0_from_u(mixture: Mixture, x: Tensor, sigma: float | Tensor) -> Mixture:
 
 def checked(mixture: Mixture) -> Mixture:
     """The mixture itself. Raises ValueError where its numbers cannot be used; one wait for the device."""
-    doubts = Doubts()
-    doubt(mixture, doubts)
-    doubts.settle()
-    return mixture
+    return settled(doubt, mixture)
 
 
 def doubt(mixture: Mixture, doubts: Doubts, where: Callable[[], str] = str) -> None:

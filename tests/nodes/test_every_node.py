@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.examples import LONG
 from support.nodes import executed as executed_in_host
-from support.nodes import of_the_pack
+from support.nodes import of_the_pack, outside_of_a_graph
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("host")
@@ -306,9 +305,7 @@ def in_words(work: Callable, *given, **named) -> Any:
 
 
 def executed(name: str, values: dict[str, Any]) -> tuple:
-    node = of_the_pack()[name]
-    ready: Any = type(name, (node,), {"hidden": SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)})
-    result = in_words(ready.execute, **values)
+    result = in_words(outside_of_a_graph(of_the_pack()[name]).execute, **values)
     return () if result is None else result.args
 
 

@@ -6,13 +6,13 @@ A stride in the suite; every call with FEWSTEP_LONG=1.
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from support.examples import LONG
 from support.mixture import picture_like
+from support.nodes import outside_of_a_graph
 
 pytestmark = pytest.mark.usefixtures("host")
 SIZE = 8
@@ -71,7 +71,7 @@ def node_class(name: str):
 
     modules = (dpm_solver_v3, guidance, optimal_steps, tune)
     (found,) = (vars(module)[name] for module in modules if name in vars(module))
-    return type(name, (found,), {"hidden": SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)})
+    return outside_of_a_graph(found)
 
 
 class Asked:
