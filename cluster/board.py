@@ -37,7 +37,7 @@ class Made(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """files: new or changed ones, by name. said: what stays on the nodes."""
+    """files: new or changed ones, by their place in the host's folder. said: what stays on the nodes."""
 
     files: dict[str, bytes]
     said: str
@@ -55,12 +55,15 @@ Said = Asked | Made | Ended | Failed
 
 @dataclass
 class Work:
-    """The parts of one key. found: calls of those that an earlier run had made, made: of those of this run."""
+    """The parts of one key. ready: those whose results are there, on disk, as together they may be large.
+
+    found: calls of those that an earlier run had made, made: of those of this run.
+    """
 
     folder: Path
     expected: int = 0
     calls: dict[str, int] = field(default_factory=dict)
-    results: dict[str, bytes] = field(default_factory=dict)
+    ready: set[str] = field(default_factory=set)
     found: int = 0
     parts_found: int = 0
     made: int = 0
@@ -68,8 +71,8 @@ class Work:
     def open(self, asked: Asked) -> None:
         self.expected = max(self.expected, asked.expected)
         for name, calls in asked.calls.items():
-            if name not in self.calls and (path := self.path(name)).exists():
-                self.results[name] = path.read_bytes()
+            if name not in self.calls and self.path(name).exists():
+                self.ready.add(name)
                 self.found += calls
                 self.parts_found += 1
             self.calls[name] = calls
@@ -81,7 +84,7 @@ class Work:
         partial = path.with_suffix(".partial")
         partial.write_bytes(result)
         partial.replace(path)
-        self.results[name] = result
+        self.ready.add(name)
         self.made += self.calls[name]
 
     def path(self, name: str) -> Path:
@@ -123,7 +126,7 @@ class Board:
         key, _, calls = self.asks[worker]
         work = self.works[key]
         taken = {name for other, name in self.making.items() if self.asks[other].key == key}
-        left = [name for name in calls if name not in work.results]
+        left = [name for name in calls if name not in work.ready]
         free = [name for name in left if name not in taken]
         if free:
             self.making[worker] = max(free, key=lambda name: calls[name])
@@ -133,7 +136,7 @@ class Board:
     def results(self, worker: int) -> dict[str, bytes]:
         """Of the stage that the worker asked for."""
         key, _, calls = self.asks[worker]
-        return {name: self.works[key].results[name] for name in calls}
+        return {name: self.works[key].path(name).read_bytes() for name in calls}
 
     def made(self, worker: int, made: Made) -> None:
         if self.making.pop(worker) != made.name:
@@ -172,7 +175,7 @@ class Board:
 
     def told(self) -> str:
         """What was done, in words."""
-        parts = sum(len(work.results) for work in self.works.values())
+        parts = sum(len(work.ready) for work in self.works.values())
         found = sum(work.parts_found for work in self.works.values())
         earlier = f" ({found} by an earlier run)" if found else ""
         return f"{parts} parts{earlier}, {self.found + self.calls} model calls; {self.replaced} workers replaced."

@@ -1,8 +1,8 @@
 """`python3 run.py measure WORKFLOW.json`: a measuring node's work, shared by many GPUs and machines on Ray.
 
-Every worker holds a real ComfyUI and runs the workflow; the parts of the measurement (images, batches) are dealt out,
-and what comes out is the file that one ComfyUI would have written. Arguments that are not listed go to ComfyUI, such
-as --extra-model-paths-config FILE.
+Every worker holds a real ComfyUI and runs the workflow; the parts of the measurement (images, batches, schedules) are
+dealt out, and what comes out are the files that one ComfyUI would have written. Arguments that are not listed go to
+ComfyUI, such as --extra-model-paths-config FILE.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # of a Ray that is started he
 import ray  # noqa: E402
 from fewstep.cluster import workflow  # noqa: E402
 from fewstep.cluster.board import Asked, Board, Ended, Failed, Made, Said, Stop  # noqa: E402
-from fewstep.cluster.worker import SAVED, Worker  # noqa: E402
+from fewstep.cluster.worker import KEPT, OUTPUT, SAVED, Worker  # noqa: E402
 from fewstep.nodes.measuring.crew import ALL  # noqa: E402
 from ray.exceptions import RayActorError  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -37,6 +37,7 @@ from tqdm import tqdm  # noqa: E402
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 STORE_BYTES = 200 * 2**20  # of Ray's object store, where it is started here; more goes to disk
 CLOSING_SECONDS = 20
+STAGES = 4  # whose results stay in Ray's store: a new worker in place of another begins with the first
 HANDED_ON = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # of the environment, to workers on this machine
 
 
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, help="how many (one a GPU; 1 without any)")
     parser.add_argument("--gpus", type=int, help="how many the workers share (all that Ray knows of)")
     parser.add_argument("--out", type=Path, default=Path("fewstep"), help="a models/fewstep folder (./fewstep)")
+    parser.add_argument("--output-directory", type=Path, default=Path("output"), help="for Compare's files (./output)")
     kept = Path(os.environ["FEWSTEP_CACHE"]) / "measure"
     parser.add_argument("--kept", type=Path, default=kept, help="for parts of a run that was stopped (the cache)")
     args, host = parser.parse_known_args()
@@ -58,9 +60,10 @@ def main() -> int:
         prompt = workflow.read(args.workflow)
         board = Board(args.kept / digest_of_pack())
         with ray_for(args) as hire:
-            driver = Driver(prompt, calibrations(args.out), board, lambda: hire(shlex.join(host)))
+            places = {KEPT: args.out, OUTPUT: args.output_directory}
+            driver = Driver(prompt, known(places), board, lambda: hire(shlex.join(host)))
             ended = driver.run(workers_of(args))
-        save(ended, args.out)
+        save(ended, places)
         say(f"{board.told()} Measured in {driver.seconds:.1f} s.")
         board.forget()
     except (Stop, ValueError, OSError, RuntimeError) as error:
@@ -88,14 +91,21 @@ def say(text: str) -> None:
 # Files
 
 
-def calibrations(folder: Path) -> dict[str, bytes]:
-    """What is known already, by name: every host finds it as if it lay in its own folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob(f"*{SAVED}")}
+def known(places: dict[Path, Path]) -> dict[str, bytes]:
+    """What is there already: every host finds it as if it lay in its own folder. places: by folders of a host's.
+
+    Of what was drawn the names alone, so that the next has its own number.
+    """
+    files = {KEPT / path.relative_to(places[KEPT]): path.read_bytes() for path in places[KEPT].rglob(f"*{SAVED}")}
+    drawn = [path for path in places[OUTPUT].rglob("*") if path.is_file()]
+    files |= {OUTPUT / path.relative_to(places[OUTPUT]): b"" for path in drawn}
+    return {path.as_posix(): content for path, content in files.items()}
 
 
-def save(ended: Ended, folder: Path) -> None:
+def save(ended: Ended, places: dict[Path, Path]) -> None:
     for name, content in ended.files.items():
-        path = folder / name
+        (inside,) = (folder for folder in places if Path(name).is_relative_to(folder))
+        path = places[inside] / Path(name).relative_to(inside)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         print(f"Saved: {path}")
@@ -234,6 +244,8 @@ class Driver:
         key, _, calls = self.board.asks[worker]
         stage = (key, tuple(calls))
         if stage not in self.stages:
+            while len(self.stages) >= STAGES:
+                del self.stages[next(iter(self.stages))]
             self.stages[stage] = ray.put(self.board.results(worker))
         return self.stages[stage]
 

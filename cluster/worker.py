@@ -18,7 +18,14 @@ from fewstep.nodes.measuring import crew
 from support.server import Died, HostError, Server, serving
 
 KEPT = Path("models") / "fewstep"  # where the nodes keep what they measured
+OUTPUT = Path("output")  # and where they save tables and pictures
 SAVED = ".safetensors"
+
+
+def found_in(base: Path) -> dict[str, Path]:
+    """What a measurement leaves in a host's folder, by its place there."""
+    there = [*(base / KEPT).rglob(f"*{SAVED}"), *(path for path in (base / OUTPUT).rglob("*") if path.is_file())]
+    return {path.relative_to(base).as_posix(): path for path in there}
 
 
 class Worker:
@@ -41,9 +48,9 @@ class Worker:
         self.done, self.began = 0, 0  # calls of the model: now, and when the part was begun
 
     def begin(self, prompt: dict, files: dict[str, bytes]) -> Said:
-        """Start the host, with these files in its folder of calibrations, and run the workflow."""
+        """Start the host, with these files in its folder, and run the workflow."""
         for name, content in files.items():
-            path = self.base / KEPT / name
+            path = self.base / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         try:
@@ -85,8 +92,7 @@ class Worker:
         except (HostError, OSError) as error:
             self.said.put(Failed(str(error), died=isinstance(error, (Died, OSError))))
             return
-        there = {str(path.relative_to(self.base / KEPT)): path for path in (self.base / KEPT).rglob(f"*{SAVED}")}
-        found = {name: path.read_bytes() for name, path in there.items()}
+        found = {name: path.read_bytes() for name, path in found_in(self.base).items()}
         new = {name: content for name, content in found.items() if files.get(name) != content}
         self.said.put(Ended(new, server.reports(history)))
 

@@ -9,10 +9,8 @@ from typing import Any
 CARRIED = {
     "FewStepEstimateStatistics": "Estimate Statistics",
     "FewStepMeasureSpread": "Measure Spread",
-    "FewStepTune": "Tune",
-}
-NOT_CARRIED = {
     "FewStepSearchSchedule": "Search Schedule",
+    "FewStepTune": "Tune",
     "FewStepCompare": "Compare",
 }
 
@@ -40,14 +38,8 @@ def is_prompt(workflow: Any) -> bool:
 def measuring(prompt: dict[str, Any], name: str) -> dict[str, Any]:
     """The measuring nodes with all that they stand on; the rest would be drawn by every worker, for nothing.
 
-    Raises ValueError for a workflow with no measuring node, or with one that is not carried.
+    Raises ValueError for a workflow with no measuring node.
     """
-    kinds = [node["class_type"] for node in prompt.values()]
-    if left := [NOT_CARRIED[kind] for kind in kinds if kind in NOT_CARRIED]:
-        raise ValueError(
-            f"{name} holds {listed(left)}, which many workers do not share yet; {listed(CARRIED.values())} they do. "
-            "Queue it in ComfyUI, or remove it."
-        )
     wanted = [number for number, node in prompt.items() if node["class_type"] in CARRIED]
     if not wanted:
         raise ValueError(

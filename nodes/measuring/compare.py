@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,9 +21,11 @@ from ...samplers.contract import Denoiser
 from ...schedulers.tuning.tuning import Tuning
 from ..host.boost import has_boost
 from ..host.guiders import check_guider
+from . import crew
 from .asked import Asked, Range
 from .comparing.entries import Candidate, of_person, ours, used
 from .comparing.figures import ODE, SDE, Row, geometric, sliced_energy_distance
+from .comparing.shared import Planned, share, starts_of
 from .comparing.shelf import Picture, Shelf
 from .comparing.side import Side
 from .running import Counter
@@ -118,6 +120,8 @@ def compare(request: Request, shelf: Shelf, node_id: str | None) -> Compared:
     """Draw what the shelf does not have, and measure. Raises ValueError where nothing could be drawn."""
     bench = Bench(request, shelf)
     bench.begin(node_id)
+    if crew.is_shared():
+        share(list(bench.planned()), request.images, bench.expected(), shelf)
     rows, ends = [], []
     for candidate in bench.candidates:
         row, end = bench.measured(candidate)
@@ -160,9 +164,16 @@ class Bench:
 
     def expected(self) -> int:
         """Model calls of one latent."""
-        starts: set[tuple[int, float]] = set()
-        probed: set[tuple[str, bool]] = set()
+        planned, images = list(self.planned()), self.request.images
         total = 0
+        for side, candidate, probed in planned:
+            missing = [n for n in range(images) if side.key(candidate, n) not in self.shelf]
+            total += candidate.expected_calls * (len(missing) + probed)
+        return total + sum(len(s.missing(at, images)) * s.calls_to_converge for s, at in starts_of(planned))
+
+    def planned(self) -> Iterator[Planned]:
+        """Of those that can be drawn."""
+        probed: set[tuple[str, bool]] = set()
         for candidate in self.candidates:
             try:
                 side = self.side_of(candidate)
@@ -171,15 +182,8 @@ class Bench:
             if candidate.refused:
                 continue
             sort = side.sort_of(candidate)
-            probes = sort not in probed and side.key(candidate, 0) not in self.shelf.draws_noise
+            yield Planned(side, candidate, sort not in probed and side.key(candidate, 0) not in self.shelf.draws_noise)
             probed.add(sort)
-            missing = [n for n in range(self.request.images) if side.key(candidate, n) not in self.shelf]
-            total += candidate.expected_calls * (len(missing) + probes)
-            starts.add((id(side), side.start_of(candidate)))
-        sides = {id(side): side for side in [self.main, *(s for s in self.own.values() if isinstance(s, Side))]}
-        steps = self.request.reference_steps
-        solved = sum(len(sides[number].missing(start, self.request.images)) for number, start in starts)
-        return total + solved * (steps + steps // 2)
 
     def side_of(self, candidate: Candidate) -> Side:
         """Raises ValueError, in words, for a guider that does not fit."""

@@ -40,6 +40,11 @@ def worker() -> Connection | None:
     return Client(("127.0.0.1", int(port)), authkey=bytes.fromhex(secret))
 
 
+def is_shared() -> bool:
+    """Whether other hosts make parts, too."""
+    return worker() is not None
+
+
 def made(
     key: str, expected: int, works: Mapping[str, tuple[int, Callable[[], Result]]]
 ) -> Iterator[tuple[str, Result]]:

@@ -39,7 +39,17 @@ class Parts:
         return sum(calls for name, (calls, _) in works.items() if name not in self.done)
 
     def once(self, name: str, calls: int, work: Callable[[], Result]) -> Result:
-        return self.all_of({name: (calls, work)})[0]
+        """What every host makes for itself, though perhaps of parts that are shared."""
+        if name not in self.done:
+            self.done[name] = Part(work(), calls)
+        return self.done[name].result
+
+    def joined(self, name: str, works: Works[Result], join: Callable[[list[Result]], Result]) -> Result:
+        """What works make together; where it is finished it stands for them."""
+        result = self.once(name, self.left(works), lambda: join(self.all_of(works)))
+        for part in works:
+            self.done.pop(part, None)
+        return result
 
     def all_of(self, works: Works[Result]) -> list[Result]:
         """The results of works that do not need each other, in this order. Each is made once, here or in another host.
@@ -48,9 +58,16 @@ class Parts:
         nothing else.
         """
         missing = {name: work for name, work in works.items() if name not in self.done}
-        for name, result in crew.made(self.key, self.expected, missing) if missing else ():
+        for name, result in self.made(missing):
             self.done[name] = Part(result, works[name][0])
         return [self.done[name].result for name in works]
+
+    def shared(self, works: Works[Result]) -> list[Result]:
+        """The same, of what is soon used up: it is not kept."""
+        return [result for _, result in self.made(works)]
+
+    def made(self, works: Works[Result]) -> Iterator[tuple[str, Result]]:
+        return crew.made(self.key, self.expected, works) if works else iter(())
 
 
 class Interrupted:

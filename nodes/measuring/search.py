@@ -29,6 +29,7 @@ from ...schedulers.optimal_steps import (
     Task,
     Teacher,
     follow,
+    in_turn,
     most_calls,
     polish,
     search,
@@ -39,7 +40,7 @@ from ..host.guiders import identify_guided
 from ..host.identity import conditioning_digest
 from ..host.schedules import check_share, rivals, shift_of, sigma_at
 from .asked import Asked, Range, times_of, where_it_stands
-from .interrupted import Parts
+from .interrupted import Parts, Works
 from .running import Counter, HostDenoiser, check_reached, inside_sampling
 from .trajectories import batch_of, begun, own_noise, split, store_for
 
@@ -55,6 +56,7 @@ ENDS = (0.03, 0.02, 0.01, 0.005)  # of noise-to-signal, where a schedule may end
 DENSE = 4096  # places among which the teacher's nodes are chosen
 PLACES = 4  # where polished nodes may stand, for each step of the teacher
 FINALISTS = 6  # of the host's schedules: those that run on all latents
+TOGETHER = 4  # latents of a part, which is made by one host
 GEOMETRIC = Objective()
 Tried = dict[str, tuple[tuple[float, ...], Tensor]]  # by name: sigmas, and the error of every latent and stream
 
@@ -227,6 +229,7 @@ class Bench:
     """Everything that the phases share. noise and latent: of all trajectories, those for the search first.
 
     announce: told which schedule the next calls are of. enter: told, in words, what they are for.
+    together: makes works that do not need each other.
     """
 
     request: Request
@@ -237,6 +240,7 @@ class Bench:
     announce: Callable[[Sequence[float]], None] = lambda sigmas: None
     enter: Callable[[str], None] = lambda phase: None
     deal: Callable[[Denoiser, Sequence[int]], Denoiser] = lambda denoise, prompts: denoise
+    together: Callable[[Works], list[Any]] = in_turn
 
     def ask(self, part: slice) -> Denoiser:
         """The model, for some of the trajectories, each under its own prompt; those kept out begin with the first."""
@@ -264,7 +268,22 @@ class Bench:
             lowest=lowest * (1 - 1e-4),
             objective=Objective(streams=request.streams),
             announce=self.announce,
+            together=self.together,
+            name=latents(part),
         )
+
+    def replay(self, teacher: Teacher, part: slice) -> Replay:
+        """Of schedules, on some of the trajectories."""
+        return Replay(*[self.task(teacher, few) for few in parts_of(part)])
+
+
+def parts_of(trajectories: slice) -> list[slice]:
+    first, stop = trajectories.start, trajectories.stop
+    return [slice(at, min(at + TOGETHER, stop)) for at in range(first, stop, TOGETHER)]
+
+
+def latents(part: slice) -> str:
+    return f"of latents {part.start + 1} to {part.stop}"
 
 
 def search_schedule(request: Request, kept: Parts, node_id: str | None) -> Schedules:
@@ -294,7 +313,8 @@ def search_schedule(request: Request, kept: Parts, node_id: str | None) -> Sched
     def work(denoise: HostDenoiser, x: Tensor) -> Schedules:
         in_batches = split(counter.watch(denoise), batch)
         student = student_of(request)
-        bench = Bench(request, in_batches, student, noise.to(x), latent.to(x), denoise.announce, enter, denoise.deal)
+        told = denoise.announce, enter, denoise.deal, kept.shared
+        bench = Bench(request, in_batches, student, noise.to(x), latent.to(x), *told)
         return phases(bench, kept, sigmas, rival_schedules)
 
     found = inside_sampling(request.guidance(), noise[:batch], [*sigmas, 0.0], work, request.seed, request.streams)
@@ -326,35 +346,49 @@ def phases(
     seen, unseen = slice(0, count), slice(count, 2 * count)
     calls = calls_of(request, sigmas, rival_schedules)
     bench.enter("following the teacher")
-    teacher = kept.once("teacher", calls["teacher"], lambda: taught(bench, sigmas))
+    teacher = kept.joined("teacher", teachers(bench, sigmas), partial(whole_teacher, bench))
     bench.enter("trying ComfyUI's schedules")
     tried = kept.once("rivals", calls["rivals"], lambda: tried_rivals(bench, teacher, rival_schedules))
-    task = bench.task(teacher, seen)
     width, contenders = BREADTH[request.solver]
     budgets = budgets_of(request, sigmas)
     bench.enter("searching")
-    searching = partial(search, task, budgets, width=width, contenders=contenders)
+    searching = partial(search, bench.task(teacher, seen), budgets, width=width, contenders=contenders)
     found = kept.once("search", calls["search"], searching)
     begin = min([found[request.steps], *best_of(tried, seen)], key=lambda schedule: schedule.cost)
     places = places_of(request, sigmas)
     bench.enter("polishing")
     rounds, free = request.polish, starts_freely(request)
-    polishing = partial(polish, Replay(task), begin.sigmas, places, rounds, start_moves=free)
+    polishing = partial(polish, bench.replay(teacher, seen), begin.sigmas, places, rounds, start_moves=free)
     polished = kept.once("polish", calls["polish"], polishing)
     bench.enter("comparing")
-    check = Replay(bench.task(teacher, unseen))
+    check = bench.replay(teacher, unseen)
     return compared(request, check, found, polished, {name: (s, e[unseen]) for name, (s, e) in tried.items()})
 
 
-def taught(bench: Bench, sigmas: Sequence[float]) -> Teacher:
-    """The trajectories of all latents; their states only of those that are searched on.
+def teachers(bench: Bench, sigmas: Sequence[float]) -> dict[str, tuple[int, Callable[[], Teacher]]]:
+    """The works that follow the trajectories of all latents, those that are searched on first."""
+    count = bench.request.trajectories
+    each = [*parts_of(slice(0, count)), *parts_of(slice(count, 2 * count))]
+    calls = len(sigmas)
+    return {f"teacher {latents(p)}": (calls * (p.stop - p.start), partial(taught, bench, sigmas, p)) for p in each}
 
-    Raises ValueError where the model's answers lead nowhere.
-    """
-    x, count = bench.start(sigmas[0], slice(None)), bench.request.trajectories
+
+def taught(bench: Bench, sigmas: Sequence[float], part: slice) -> Teacher:
+    """The trajectories of some latents; their states only of those that are searched on."""
+    x, count = bench.start(sigmas[0], part), bench.request.trajectories
     store = store_for(len(sigmas) * count, x)
-    teacher = follow(bench.ask(slice(None)), x, bench.request.law, sigmas, every=2, keep=lambda x: x[:count].to(store))
-    what = f"The teacher of {len(sigmas)} steps, at cfg {bench.request.cfg:g},"
+    seen = len(x) if part.stop <= count else 0
+    return follow(bench.ask(part), x, bench.request.law, sigmas, every=2, keep=lambda x: x[:seen].to(store))
+
+
+def whole_teacher(bench: Bench, parts: Sequence[Teacher]) -> Teacher:
+    """Raises ValueError where the model's answers lead nowhere."""
+    states, denoised = (
+        [torch.cat(at) for at in zip(*of, strict=True)]
+        for of in zip(*[(part.states, part.denoised) for part in parts], strict=True)
+    )
+    teacher = Teacher(parts[0].sigmas, tuple(states), tuple(denoised), torch.cat([part.end for part in parts]))
+    what = f"The teacher of {bench.request.teacher_steps} steps, at cfg {bench.request.cfg:g},"
     cure = "Lower the cfg, check the model's shift, or raise teacher_steps."
     check_reached(teacher.end, what, cure, bench.request.streams)
     return teacher
@@ -362,22 +396,28 @@ def taught(bench: Bench, sigmas: Sequence[float]) -> Teacher:
 
 def tried_rivals(bench: Bench, teacher: Teacher, schedules: dict[str, tuple[float, ...]]) -> Tried:
     """The host's best schedules on all latents: those that did best on some of them."""
-    few = bench.task(teacher, slice(qualifying(bench.request)))
-    first = {name: best_of(with_ends(few, name, sigmas), slice(None)) for name, sigmas in schedules.items()}
-    finalists = sorted(first, key=lambda name: min(found.cost for found in first[name]))[:FINALISTS]
-    whole = bench.task(teacher, slice(None))
-    return {k: v for name in finalists for k, v in with_ends(whole, name, schedules[name]).items()}
+    lowest_ends = ends_of(bench.request)
+    families = {name: with_ends(name, sigmas, lowest_ends) for name, sigmas in schedules.items()}
+    first = tried_on(bench.replay(teacher, slice(0, qualifying(bench.request))), families)
+    best = {name: min(found.cost for found in best_of(tried, slice(None))) for name, tried in first.items()}
+    finalists = sorted(best, key=lambda name: best[name])[:FINALISTS]
+    whole = bench.replay(teacher, slice(0, 2 * bench.request.trajectories))
+    found = tried_on(whole, {name: families[name] for name in finalists})
+    return {name: one for tried in found.values() for name, one in tried.items()}
 
 
-def with_ends(task: Task, name: str, sigmas: tuple[float, ...]) -> Tried:
-    """A schedule with its own end, and with each of the task's, which costs no further call."""
-    replay = Replay(task)
-    results = {name: (sigmas, replay.by_stream(sigmas))}
-    for end in task.ends:
-        if end not in (0.0, sigmas[-1]) and end < sigmas[-2]:
-            other = (*sigmas[:-1], end)
-            results[f"{name}, to {end:.3g}"] = (other, replay.by_stream(other))
-    return results
+def with_ends(name: str, sigmas: tuple[float, ...], ends: Sequence[float]) -> dict[str, tuple[float, ...]]:
+    """A schedule with its own end, and with each of `ends`, which costs no further call."""
+    others = [end for end in ends if end not in (0.0, sigmas[-1]) and end < sigmas[-2]]
+    return {name: sigmas} | {f"{name}, to {end:.3g}": (*sigmas[:-1], end) for end in others}
+
+
+def tried_on(replay: Replay, families: dict[str, dict[str, tuple[float, ...]]]) -> dict[str, Tried]:
+    errors = replay.by_stream([list(family.values()) for family in families.values()])
+    return {
+        name: {one: (family[one], own) for one, own in zip(family, found, strict=True)}
+        for (name, family), found in zip(families.items(), errors, strict=True)
+    }
 
 
 def best_of(tried: Tried, part: slice) -> list[Found]:
@@ -393,18 +433,23 @@ def compared(
 ) -> Schedules:
     """All schedules of the asked number of steps on the latents of `check`; the best is the answer."""
     entries = {"searched": found[request.steps].sigmas, "searched and polished": polished.sigmas}
-    apart = {name: check.by_stream(sigmas) for name, sigmas in entries.items()} | {k: e for k, (_, e) in tried.items()}
+    apart = on_unseen(check, entries) | {k: e for k, (_, e) in tried.items()}
     errors = {name: three_means(e.mean(1)) for name, e in apart.items()}
     entries |= {name: sigmas for name, (sigmas, _) in tried.items()}
     chosen = min(errors, key=lambda name: errors[name][0])
     sigmas = {n: one.sigmas for n, one in found.items()} | {request.steps: entries[chosen]}
-    by_budget = {str(n): check.by_stream(schedule) for n, schedule in sigmas.items()}
+    by_budget = on_unseen(check, {str(n): schedule for n, schedule in sigmas.items()})
     budgets = {n: three_means(e.mean(1)) for n, e in by_budget.items()}
     facts = request.facts | {"compared": errors, "chosen": chosen, "errors": budgets}
     if request.streams.is_pack:
         facts["compared_by_stream"] = named(request.streams, apart)
         facts["errors_by_stream"] = named(request.streams, by_budget)
     return Schedules(sigmas, facts)
+
+
+def on_unseen(check: Replay, schedules: dict[str, tuple[float, ...]]) -> dict[str, Tensor]:
+    found = check.by_stream([[sigmas] for sigmas in schedules.values()])
+    return {name: errors for name, (errors,) in zip(schedules, found, strict=True)}
 
 
 def named(streams: Streams, apart: dict[str, Tensor]) -> dict[str, dict[str, list[float]]]:

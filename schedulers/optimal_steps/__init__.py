@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .objective import Objective
 from .polish import Replay, most_calls, polish
-from .search import Found, Task, search
+from .search import Found, Task, in_turn, search
 from .students import V3, Euler, Multistep2M, State, Student
 from .teacher import Teacher, follow
 
@@ -20,6 +20,7 @@ __all__ = [
     "Task",
     "Teacher",
     "follow",
+    "in_turn",
     "most_calls",
     "polish",
     "search",

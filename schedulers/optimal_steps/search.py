@@ -12,9 +12,11 @@ keeps more of them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,13 @@ from .objective import Objective
 from .students import State, Student
 from .teacher import Teacher
 
+Works = Mapping[str, tuple[int, Callable[[], Any]]]  # by name: model calls of one latent, at most, and how it is made
+
+
+def in_turn(works: Works) -> list[Any]:
+    """The results of works that do not need each other, in this order."""
+    return [make() for _, make in works.values()]
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -34,6 +43,7 @@ class Task:
     ends: sigmas where it may end, 0 or small; what noise is left there counts as error.
     lowest: the model is asked at no sigma below it.
     announce: told, before the model is asked, of which schedule that is.
+    together: makes works that do not need each other; name: of the latents, where several tasks are told apart in it.
     """
 
     denoise: Denoiser
@@ -46,6 +56,8 @@ class Task:
     objective: Objective = Objective()
     lowest: float = 0.0
     announce: Callable[[Sequence[float]], None] = lambda sigmas: None
+    together: Callable[[Works], list[Any]] = in_turn
+    name: str = ""
 
     def end_errors(self, x: Tensor, sigma: float) -> Tensor:
         """(B,), of x at `sigma` taken as the picture."""
@@ -89,7 +101,7 @@ def search(task: Task, steps: int, *, width: int | None = None, contenders: int 
     found = {}
     for k in range(1, steps + 1):
         nodes = promise.best(layer, k, width) if width else sorted(layer)
-        paths = [path for node in nodes for path in called(task, layer[node])]
+        paths = called(task, [layer[node] for node in nodes])
         found[k] = best_end(task, paths)
         layer = next_layer(task, paths, contenders)
     return found
@@ -102,23 +114,33 @@ def start_path(task: Task, node: int) -> Path:
     return Path(node, float(task.objective.reduce(errors)), State((sigma,), x))
 
 
-def called(task: Task, paths: Sequence[Path]) -> list[Path]:
-    """The paths of a node with the model's answers. Compared in x0, only the best is left."""
-    known, costs = [], []
-    for path in paths:
-        # Which node comes next is not known yet: of all that it may be, the nearest stands for it.
-        task.announce((*path.state.sigmas, *task.teacher.sigmas[path.node + 1 :], 0.0))
-        denoised = task.denoise(path.state.x, path.state.sigmas[-1])
-        known.append(Path(path.node, path.cost, task.student.know(path.state, denoised)))
-        if task.objective.space == "x0":
-            costs.append(
-                float(
-                    task.objective.reduce(
-                        task.objective.errors(denoised, task.teacher.denoised[path.node].to(denoised.device))
-                    )
-                )
-            )
-    return [known[costs.index(min(costs))]] if costs else known
+def called(task: Task, groups: Sequence[Sequence[Path]]) -> list[Path]:
+    """The paths of some nodes with the model's answers. Compared in x0, only the best of each node is left."""
+    paths = [path for group in groups for path in group]
+    works = {f"answer {told([path.state.sigmas])}": (len(path.state.x), partial(answer, task, path)) for path in paths}
+    answers = iter(task.together(works))
+    chosen = []
+    for group in groups:
+        answered = [(path, next(answers)) for path in group]
+        in_x0 = task.objective.space == "x0"
+        chosen += [min(answered, key=lambda pair: error_in_x0(task, *pair))] if in_x0 else answered
+    return [Path(path.node, path.cost, task.student.know(path.state, denoised)) for path, denoised in chosen]
+
+
+def answer(task: Task, path: Path) -> Tensor:
+    # Which node comes next is not known yet: of all that it may be, the nearest stands for it.
+    task.announce((*path.state.sigmas, *task.teacher.sigmas[path.node + 1 :], 0.0))
+    return task.denoise(path.state.x, path.state.sigmas[-1])
+
+
+def error_in_x0(task: Task, path: Path, denoised: Tensor) -> float:
+    errors = task.objective.errors(denoised, task.teacher.denoised[path.node].to(denoised.device))
+    return float(task.objective.reduce(errors))
+
+
+def told(schedules: Sequence[Sequence[float]]) -> str:
+    """Schedules in a few letters; no two are told alike."""
+    return hashlib.sha256(repr([tuple(map(float, sigmas)) for sigmas in schedules]).encode()).hexdigest()[:12]
 
 
 def best_end(task: Task, paths: Sequence[Path]) -> Found:

@@ -49,7 +49,8 @@ class Run:
         path.write_text(json.dumps(graph or GRAPH))
         self.out = folder / f"out{workers}"
         command = [str(ROOT / "run.py"), "measure", str(path), "--workers", str(workers), "--out", str(self.out)]
-        command += ["--kept", str(folder / "kept")]
+        self.drawn = folder / f"output{workers}"
+        command += ["--output-directory", str(self.drawn), "--kept", str(folder / "kept")]
         self.process = subprocess.Popen(
             [sys.executable, *command, *arguments],
             stdout=subprocess.PIPE,
@@ -82,8 +83,22 @@ class Run:
         return [child.pid for child in children if any(part.endswith("main.py") for part in child.cmdline())]
 
 
-TUNE = {**GRAPH, "5": node("FewStepTune", **LINKED, seed=0, effort="quick", save_as="tuning")}
-TUNE.pop("6")
+def graph_with(kind: str, **inputs) -> dict:
+    return {number: GRAPH[number] for number in "1234"} | {"5": node(kind, **LINKED, seed=0, **inputs)}
+
+
+TUNE = graph_with("FewStepTune", effort="quick", save_as="tuning")
+SEARCHED = {"steps": 4, "teacher_steps": 20, "trajectories": 6, "polish": 2, "denoise": 1.0, "start": "auto"}
+SEARCH = graph_with("FewStepSearchSchedule", **SEARCHED, solver="dpmpp_2m", save_as="schedule")
+COMPARE = graph_with("FewStepCompare", reference_steps=20, images=3, calls="4, 6")
+COMPARE["5"]["inputs"] |= {"entries.entry0": ["6", 0], "entries.entry1": ["9", 0]}
+COMPARE |= {
+    "6": node("FewStepEntry", label="draws noise", sampler=["7", 0], sigmas=["8", 0]),
+    "7": node("KSamplerSelect", sampler_name="euler_ancestral"),
+    "8": node("BasicScheduler", model=["1", 0], scheduler="simple", steps=5, denoise=1.0),
+    "9": node("FewStepEntry", label="cannot run", sampler=["10", 0], sigmas=["8", 0]),
+    "10": node("SamplerLCMUpscale", scale_ratio=1.5, scale_steps=2, upscale_method="bislerp"),  # another size
+}
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +152,31 @@ def test_a_tuning_too(tmp_path):
     run = Run(tmp_path, 2, TUNE)
     assert "241 model calls" in run.end()
     check_equal(run.out, measured_alone(tmp_path / "alone", TUNE))
+
+
+@pytest.mark.parametrize("workers", (1, 3))
+def test_a_search_too(tmp_path, workers):
+    run = Run(tmp_path, workers, SEARCH)
+    run.end()
+    check_equal(run.out, measured_alone(tmp_path / "alone", SEARCH))
+
+
+def compared(folder: Path, number: int = 1) -> list[dict]:
+    """The rows of a comparison, without what its pictures took of time."""
+    (path,) = folder.rglob(f"compare_{number:05}_.json")
+    return [{k: v for k, v in row.items() if "second" not in k} for row in json.loads(path.read_text())["rows"]]
+
+
+def test_a_comparison_too_and_the_next_has_its_own_number(tmp_path):
+    """With a sampler that draws noise, and one that cannot run."""
+    measured_alone(tmp_path / "alone", COMPARE)
+    rows = compared(tmp_path / "alone" / "output")
+    assert len(rows) > 8 and any(row["kind"] == "sde" for row in rows) and any(row["refused"] for row in rows)
+    for number, workers in ((1, 2), (2, 2)):
+        run = Run(tmp_path, workers, COMPARE)
+        said = run.end()
+        assert f"compare_{number:05}_chart.png" in said
+        assert compared(run.drawn, number) == rows
 
 
 @pytest.mark.parametrize("what", ["host", "actor"])
@@ -196,6 +236,6 @@ def test_arguments_of_comfyui_reach_it(tmp_path):
 
 
 def test_a_workflow_that_cannot_be_shared_is_refused_before_anything_starts(tmp_path):
-    said = Run(tmp_path, 2, {"1": node("FewStepCompare")}).end(1)
-    assert "FewStep: " in said and "holds Compare, which many workers do not share yet" in said
+    said = Run(tmp_path, 2, {"1": node("KSampler")}).end(1)
+    assert "FewStep: " in said and "has no node that measures" in said
     assert "Starting" not in said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fewstep.cluster.workflow import CARRIED, NOT_CARRIED, read
+from fewstep.cluster.workflow import CARRIED, read
 
 
 def node(kind: str, **inputs) -> dict:
@@ -31,14 +31,8 @@ def test_what_measures_and_what_it_stands_on_is_run_and_nothing_else(tmp_path):
     assert written(tmp_path, GRAPH) == {number: GRAPH[number] for number in ("1", "2", "4")}
 
 
-@pytest.mark.parametrize("kind", NOT_CARRIED)
-def test_a_node_that_is_not_shared_is_said(tmp_path, kind):
-    with pytest.raises(ValueError, match=f"holds {NOT_CARRIED[kind]}, which many workers do not share yet; .*Spread"):
-        written(tmp_path, GRAPH | {"7": node(kind)})
-
-
 def test_a_workflow_that_measures_nothing_is_told_what_would(tmp_path):
-    with pytest.raises(ValueError, match="no node that measures.*Estimate Statistics, Measure Spread and Tune"):
+    with pytest.raises(ValueError, match="no node that measures.*Estimate Statistics, Measure Spread, Search Schedule, Tune and Compare"):
         written(tmp_path, {"1": GRAPH["1"]})
 
 
@@ -63,4 +57,4 @@ def test_every_node_that_is_kept_in_parts_is_listed(host):
 
     kinds = {module.interrupted.kind for module in (dpm_solver_v3, guidance, optimal_steps, tune)}
     assert kinds == {"statistics", "spread", "schedule", "tuning"}
-    assert len(CARRIED) + len(NOT_CARRIED) == len(kinds) + 1
+    assert len(CARRIED) == len(kinds) + 1

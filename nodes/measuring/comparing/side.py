@@ -32,7 +32,7 @@ from .shelf import Picture, Shelf
 
 OTHER_SEED = 0x5EED  # of a sampler's own noise, where it is told whether it draws any
 SAME_PICTURE = 1e-2  # of the latents' mean square: two ends that differ by more are not one with rounding
-TOGETHER = 8  # latents that are solved at a time, so that a cancel loses no more
+TOGETHER = 2  # latents that are solved at a time: a cancel loses no more, and another host may solve the next
 BEYOND_ROUNDING = 4.0  # times what the same seed gives a second time
 
 
@@ -132,12 +132,20 @@ class Side:
             end = guider.sample(*given, callback=ignored, disable_pbar=True, seed=seed)
         return Picture(packed(end).detach().cpu()[0], watch.calls, watch.seconds)
 
+    @property
+    def other_seed(self) -> int:
+        return OTHER_SEED + self.request.seed % 2**32
+
+    def drawn_otherwise(self, candidate: Candidate) -> Picture:
+        """From the same noise, by a sampler that would draw other noise of its own."""
+        return self.draw(candidate, 0, self.other_seed)
+
     def draws_noise(self, candidate: Candidate, first: Callable[[], Picture]) -> bool:
         """Whether the end depends on more than where the picture begins: asked by drawing it once more.
 
         first: draws the picture of image 0.
         """
-        other = self.draw(candidate, 0, OTHER_SEED + self.request.seed % 2**32)
+        other = self.shelf.once(self.key(candidate, 0, self.other_seed), lambda: self.drawn_otherwise(candidate))
         one = first()
         apart = mean_square(one.end - other.end)
         if not apart > 0:
@@ -167,23 +175,34 @@ class Side:
     def reference_key(self, start: float, image: int) -> str:
         return key_of(self.facts_of(image) | {"start": start, "converged": self.steps})
 
+    @property
+    def calls_to_converge(self) -> int:
+        """Of one latent: with all steps, and with half of them."""
+        return self.steps + self.steps // 2
+
     def missing(self, start: float, images: int) -> list[int]:
         return [image for image in range(images) if self.reference_key(start, image) not in self.shelf]
 
     def converge(self, start: float, images: int) -> list[Picture]:
         """In the model's own scale. Raises ValueError where the model's answers lead nowhere."""
-        asked = self.missing(start, images)
         keys = [self.reference_key(start, image) for image in range(images)]
         found = {key: picture for key in keys if (picture := self.shelf.get(key))}
-        most = min(batch_of(self.request, len(asked)), TOGETHER) if asked else 1
-        for first in range(0, len(asked), most):
-            part = asked[first : first + most]
-            for image, end, other in zip(part, *self.solved(start, part), strict=True):
-                picture = Picture(end.clone(), difference=mean_square(end.double() - other.double()))
+        for part in self.parts(start, images):
+            for image, picture in zip(part, self.solved(start, part), strict=True):
                 found[keys[image]] = self.shelf.put(keys[image], picture)
         return [found[key] for key in keys]
 
-    def solved(self, start: float, images: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def parts(self, start: float, images: int) -> list[list[int]]:
+        """Those that are missing, as they are solved together."""
+        asked = self.missing(start, images)
+        most = min(batch_of(self.request, len(asked)), TOGETHER) if asked else 1
+        return [asked[first : first + most] for first in range(0, len(asked), most)]
+
+    def solved(self, start: float, images: Sequence[int]) -> list[Picture]:
+        ends = zip(*self.both_ends(start, images), strict=True)
+        return [Picture(end.clone(), difference=mean_square(end.double() - other.double())) for end, other in ends]
+
+    def both_ends(self, start: float, images: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The ends with all steps and with half of them, on the CPU."""
         request = self.request
         noise = torch.cat([self.noise(image) for image in images])

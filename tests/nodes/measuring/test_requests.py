@@ -261,7 +261,7 @@ def test_a_latent_without_samples_is_said(latent):
         ("spread", 2, "at model call 3 while drawing images 1 to 1"),
         ("spread", 22, "at model call 23 while measuring the spread of images 1 to 1"),
         ("search", 3, "at model call 4 while following the teacher"),
-        ("search", 25, "at model call 26 while trying ComfyUI's schedules"),
+        ("search", 45, "at model call 46 while trying ComfyUI's schedules"),
     ],
 )
 def test_what_is_no_number_is_said_where_it_came(node, at, words, answer):

@@ -214,7 +214,7 @@ def compared_on_the_pack(sigmas) -> float:
 
     def work(denoise, x):
         bench = Bench(asked, denoise, student_of(asked), start, start * 0, denoise.announce, deal=denoise.deal)
-        task = bench.task(taught(bench, teacher_sigmas(asked)), slice(0, 4))
+        task = bench.task(taught(bench, teacher_sigmas(asked), slice(0, 4)), slice(0, 4))
         return Replay(task).cost(sigmas)
 
     return inside_sampling(asked.guidance(), start, [1.0], work, 0, asked.streams)
