@@ -32,7 +32,10 @@ def test_what_measures_and_what_it_stands_on_is_run_and_nothing_else(tmp_path):
 
 
 def test_a_workflow_that_measures_nothing_is_told_what_would(tmp_path):
-    with pytest.raises(ValueError, match="no node that measures.*Estimate Statistics, Measure Spread, Search Schedule, Tune and Compare"):
+    with pytest.raises(
+        ValueError,
+        match="no node that measures.*Estimate Statistics, Measure Spread, Search Schedule, Tune and Compare",
+    ):
         written(tmp_path, {"1": GRAPH["1"]})
 
 

@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from multiprocessing.connection import Listener
 from pathlib import Path
 
@@ -14,12 +15,11 @@ import pytest
 from fewstep.cluster.board import MAKE, Asked, Board, Made
 from fewstep.nodes.measuring import crew
 
+from . import test_compare as comparing
 from . import test_interrupted as small
 from .test_interrupted import folder  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.usefixtures("host")
-
-LAST = {"FewStepSearchSchedule": 200}  # calls of a last phase that is no part
 
 
 class Driver:
@@ -68,7 +68,28 @@ def test_in_parts_that_are_dealt_it_finds_what_it_finds_alone(name, folder, driv
 
     another = driver()  # all parts were made by another host, and lie on the disk
     assert asked.queue(save_as="given") == alone
-    assert not another.made and asked.calls <= LAST.get(name, 0)
+    assert not another.made and asked.calls == 0
+
+
+def test_a_comparison_whose_pictures_are_dealt_is_that_of_one_host(driver):
+    """With a sampler that draws noise, and one that fails, which every host sees for itself."""
+    patcher, calls = comparing.counted(comparing.small.model("FLOW"))
+
+    def rows() -> list:
+        failing = comparing.of_function(comparing.raises, label="fails", patcher=patcher)
+        noisy = comparing.entry(patcher, "euler_ancestral", "simple", 4)
+        found = comparing.compared(patcher, [*comparing.pair(patcher), noisy, failing], images=3)
+        assert {row.kind for row in found.rows} == {"ode", "sde"} and found.rows[-1].refused
+        return [replace(row, seconds=()) for row in found.rows]
+
+    alone = rows()
+    drawn = sum(calls)
+    first = driver()
+    assert rows() == alone and sum(calls) == 2 * drawn
+    assert len(first.made) == 2 + 4 * 3 + 3 + 1  # converged pictures, pictures, and once more by three and the failing
+    calls.clear()
+    another = driver()  # all pictures lie on the disk
+    assert rows() == alone and not another.made and not calls
 
 
 def test_in_an_ordinary_host_nothing_is_asked(monkeypatch):
