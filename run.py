@@ -256,6 +256,7 @@ def run_inside(python: Path, source: Path, cache: Path, command: list[str]) -> i
         "FEWSTEP_ROOT": str(ROOT),
         "FEWSTEP_CACHE": str(cache),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),  # Ray asks for a token at some ends alone otherwise
     }
     child = subprocess.Popen(command, env=variables)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())

@@ -2,8 +2,8 @@
 
     python3 run.py python benchmarks/dealt.py [--out FILE.json]
 
-Every measurement runs once, alone, on an exact mixture; its parts are then dealt as cluster/board.py deals them, stage by
-stage, the longest to whoever is free. Starting ComfyUI and what workers hand each other are not in it.
+Every measurement runs once, alone, on an exact mixture; its parts are then dealt as cluster/board.py deals them, stage
+by stage, the longest to whoever is free. Starting ComfyUI and what workers hand each other are not in it.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ def measurements() -> dict[str, Callable[[], Any]]:
     def estimated(images: int, pooling: str = "global") -> None:
         estimate.estimate(estimate.Request(*asked, images, 20, pooling, "differences"), None, Parts("-"), None)
 
+    def spread_of(images: int) -> None:
+        spread.measure_spread(spread.Request(*asked, images, 12), None, Parts("-"))
+
     def searched(trajectories: int) -> None:
         search.search_schedule(search.Request(*asked, 8, "dpmpp_2m", trajectories=trajectories), Parts("-"), None)
 
@@ -93,13 +96,13 @@ def measurements() -> dict[str, Callable[[], Any]]:
         "Estimate Statistics, 6 images (default), 20 levels": lambda: estimated(6),
         "Estimate Statistics, 64 images": lambda: estimated(64),
         "Estimate Statistics, 256 images (pooling *pixel*)": lambda: estimated(256, "pixel"),
-        "Measure Spread, 8 images (default)": lambda: spread.measure_spread(spread.Request(*asked, 8, 12), None, Parts("-")),
+        "Measure Spread, 8 images (default)": lambda: spread_of(8),
         "Search Schedule, 8 steps, 8 trajectories (default)": lambda: searched(8),
         "Search Schedule, 64 trajectories": lambda: searched(64),
         "Tune, normal": lambda: tune.tune(tune.Request(*asked, "normal"), Parts("-"), None),
         "Compare, 4 images (default)": lambda: compared(4),
         "Compare, 64 images": lambda: compared(64),
-    }  # fmt: skip
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:

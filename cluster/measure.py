@@ -144,6 +144,18 @@ def check_reached(address: str) -> None:
         ) from error
 
 
+def join(address: str) -> None:
+    """Raises ValueError where nobody listens there, or lets nobody in."""
+    check_reached(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"Ray at {address} does not let this machine in: {error}. Give the token that `python3 run.py ray "
+            "get-auth-token` prints on the first machine in the variable RAY_AUTH_TOKEN, and the same version of Ray."
+        ) from error
+
+
 @contextlib.contextmanager
 def ray_for(args: argparse.Namespace) -> Iterator[Callable[[str], Any]]:
     """Connected; given is what makes a worker, of the host's arguments."""
@@ -151,8 +163,7 @@ def ray_for(args: argparse.Namespace) -> Iterator[Callable[[str], Any]]:
     cores = os.cpu_count() or 1
     try:
         if args.ray:
-            check_reached(args.ray)
-            ray.init(address=args.ray, log_to_driver=False)
+            join(args.ray)
         else:
             here = {"num_cpus": max(cores, args.workers or 1), "object_store_memory": STORE_BYTES}
             alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "log_to_driver": False}

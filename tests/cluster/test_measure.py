@@ -5,9 +5,11 @@ One thread each, because the last digits of a product of matrices depend on thei
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from support.examples import long_form
-from support.server import serving
+from support.server import free_port, serving
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 PARTS = 4 + 2 * 4 + 2  # batches, checks of two at four numbers of calls; batches of the spread
@@ -44,11 +46,12 @@ GRAPH = {
 class Run:
     """The command, begun."""
 
-    def __init__(self, folder: Path, workers: int, graph: dict | None = None, *arguments: str):
+    def __init__(self, folder: Path, workers: int | None, graph: dict | None = None, *arguments: str):
         path = folder / "workflow.json"
         path.write_text(json.dumps(graph or GRAPH))
         self.out = folder / f"out{workers}"
-        command = [str(ROOT / "run.py"), "measure", str(path), "--workers", str(workers), "--out", str(self.out)]
+        command = [str(ROOT / "run.py"), "measure", str(path), "--out", str(self.out)]
+        command += ["--workers", str(workers)] if workers else []
         self.drawn = folder / f"output{workers}"
         command += ["--output-directory", str(self.drawn), "--kept", str(folder / "kept")]
         self.process = subprocess.Popen(
@@ -179,6 +182,17 @@ def test_a_comparison_too_and_the_next_has_its_own_number(tmp_path):
         assert compared(run.drawn, number) == rows
 
 
+def test_a_search_goes_on_without_a_worker_that_is_killed(tmp_path):
+    """The one in its place comes to where the others are by what they found."""
+    import psutil
+
+    run = Run(tmp_path, 2, SEARCH)
+    run.until(r"\| [5-9]\d\d/\d+")  # the teacher has 264
+    psutil.Process(run.hosts()[0]).kill()
+    assert "1 workers replaced." in run.end()
+    check_equal(run.out, measured_alone(tmp_path / "alone", SEARCH))
+
+
 @pytest.mark.parametrize("what", ["host", "actor"])
 def test_a_worker_that_is_killed_is_replaced_and_its_part_made_once(tmp_path, alone, what):
     import psutil
@@ -218,6 +232,34 @@ def test_what_comfyui_would_run_only_a_part_of_is_refused(tmp_path):
     broken = {**GRAPH["5"], "inputs": GRAPH["5"]["inputs"] | {"cfg": 1e9}}
     said = Run(tmp_path, 1, {**GRAPH, "5": broken}).end(1)
     assert "ComfyUI refused the workflow: FewStepEstimateStatistics: Value 1000000000.0 bigger than max" in said
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Two nodes of Ray, as of two machines with a GPU each, which no ComfyUI looks for here; and its address."""
+    address = f"127.0.0.1:{free_port()}"
+    few = ["--num-cpus", "1", "--num-gpus", "1", "--object-store-memory", "200000000", "--block"]
+    head = ["--head", "--port", address.rpartition(":")[2], "--include-dashboard", "false"]
+    own = os.environ | {"RAY_AUTH_TOKEN": secrets.token_hex(32), "OMP_NUM_THREADS": "1"}
+    with contextlib.ExitStack() as running:
+        for place in (head, ["--address", address]):
+            command = [sys.executable, str(ROOT / "run.py"), "ray", "start", *place, *few]
+            node = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True, start_new_session=True)
+            running.callback(node.wait)
+            running.callback(os.killpg, node.pid, signal.SIGTERM)
+            assert node.stdout and any("runtime started" in line for line in node.stdout)
+        yield address, own["RAY_AUTH_TOKEN"]
+
+
+def test_a_ray_of_two_nodes_has_a_worker_a_gpu(tmp_path, alone, cluster, monkeypatch):
+    address, token = cluster
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    run = Run(tmp_path, None, GRAPH, "--ray", address)
+    assert "Starting 2 ComfyUI" in run.end()
+    check_equal(run.out, alone)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    refused = Run(tmp_path, 1, GRAPH, "--ray", address).end(1)
+    assert "does not let this machine in" in refused and "RAY_AUTH_TOKEN" in refused
 
 
 def test_a_ray_that_is_not_there_is_said_at_once(tmp_path):
