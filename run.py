@@ -36,7 +36,7 @@ VISION = ["torchvision==0.28.0"]
 AUDIO = ["torchaudio==2.11.0"]
 TOOLS = ["requests", "websocket-client", "matplotlib"]
 TESTS = ["pytest==8.4.2", "ruff==0.14.5", "mypy==1.18.2", "types-requests", "playwright>=1.50"]
-TESTS += ["hypothesis==6.155.2", "pytest-xdist==3.8.0", "comfy-import-guard==1.3.0"]
+TESTS += ["hypothesis==6.155.2", "pytest-xdist==3.8.0", "comfy-import-guard==1.3.0", "comfy-test==0.4.15"]
 RAY = ["ray[default]==2.60.0"]  # 300 MB
 FURTHER = {"test": ("tests", TESTS), "measure": ("ray", RAY), "ray": ("ray", RAY)}  # of single commands
 NEEDED_BYTES = 3 * 2**30
@@ -258,8 +258,12 @@ def run_inside(python: Path, source: Path, cache: Path, command: list[str]) -> i
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),  # Ray asks for a token at some ends alone otherwise
     }
+    ends = signal.SIGTERM
+    if Path(command[0]).stem == "pytest":  # it ends its workers, and they their hosts, by Ctrl-C alone,
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever starts in the background ignores
+        ends = signal.SIGINT
     child = subprocess.Popen(command, env=variables)
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    signal.signal(signal.SIGTERM, lambda *_: child.send_signal(ends))
     while True:
         try:
             return child.wait()

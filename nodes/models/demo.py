@@ -164,15 +164,16 @@ class WordEncoder(nn.Module):
     def __init__(self, dtype=None, device=None, model_options=None):
         super().__init__()
         self.dtypes = {torch.float32}
-        self.words = nn.Embedding(len(stored()[1]) + 1, TEXT_WIDTH, dtype=torch.float32, device=device)
+        vectors = torch.zeros(len(stored()[1]) + 1, TEXT_WIDTH, dtype=torch.float32, device=device)
+        self.words = nn.Parameter(vectors, requires_grad=False)
 
     def encode_token_weights(self, tokens: dict[str, list]) -> tuple[Tensor, Tensor]:
         pairs = [pair for chunk in tokens["words"] for pair in chunk]
-        device = self.words.weight.device
+        device = self.words.device
         numbers = torch.tensor([number for number, _ in pairs], device=device)
         weights = torch.tensor([weight for _, weight in pairs], device=device)[:, None]
-        padding = self.words.weight[0]
-        context = padding + (self.words(numbers) - padding) * weights
+        padding = self.words[0]
+        context = padding + (self.words[numbers] - padding) * weights
         real = numbers > 0
         pooled = context[real].mean(0) if bool(real.any()) else padding
         out = comfy.model_management.intermediate_device()
@@ -186,7 +187,7 @@ class WordEncoder(nn.Module):
 def load_clip() -> comfy.sd.CLIP:
     """A fresh CLIP of the bundled model."""
     clip = comfy.sd.CLIP(SimpleNamespace(params={}, clip=WordEncoder, tokenizer=WordTokenizer))
-    clip.cond_stage_model.words.load_state_dict({"weight": stored()[0]["words.weight"].float()})
+    clip.cond_stage_model.words.copy_(stored()[0]["words.weight"])
     return clip
 
 

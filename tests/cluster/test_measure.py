@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from support.examples import long_form
+from support.gmflow import weights
+from support.goldens import FOLDER
 from support.server import free_port, serving
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
@@ -275,6 +278,36 @@ def test_arguments_of_comfyui_reach_it(tmp_path):
     pictures = {"4": node("VAEEncode", pixels=["7", 0], vae=["1", 2]), "7": node("LoadImage", image="white.png")}
     graph = {number: one for number, one in (GRAPH | pictures).items() if number != "5"}
     assert "2 parts, 12 model calls" in Run(tmp_path, 1, graph, "--input-directory", str(tmp_path / "pictures")).end()
+
+
+def gmdit_elsewhere(folder: Path) -> Path:
+    """The tiny GM-DiT in a folder that no host knows, and the file that tells a host of it."""
+    networks = folder / "elsewhere" / "networks"
+    networks.mkdir(parents=True)
+    shutil.copy(FOLDER / "gmflow" / "tiny_gmdit.safetensors", networks / "tiny.safetensors")
+    (networks / "tiny.json").write_text(json.dumps(weights("tiny_gmdit")[1]))
+    told = folder / "paths.yaml"
+    told.write_text(json.dumps({"mine": {"base_path": str(networks.parent), "diffusion_models": "networks"}}))
+    return told
+
+
+def test_a_model_in_another_folder_is_found_by_every_worker(tmp_path, monkeypatch):
+    """The host's own extra model paths, of a file that is named from where the command is given."""
+    monkeypatch.chdir(tmp_path)
+    paths = gmdit_elsewhere(tmp_path)
+    graph = {
+        "1": node("FewStepLoadGMFlow", name="tiny.safetensors"),
+        "2": node("FewStepGMFlowLabel", model=["1", 0], label="3"),
+        "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+        "6": node(
+            "FewStepMeasureSpread", **LINKED | {"negative": ["2", 1]}, seed=0, images=2, levels=6, save_as="spread"
+        ),
+    }
+    assert "refused the workflow: FewStepLoadGMFlow" in Run(tmp_path, 1, graph).end(1)
+    run = Run(tmp_path, 2, graph, "--extra-model-paths-config", paths.name)
+    assert f"2 parts, {2 * (20 + 6)} model calls; 0 workers replaced." in run.end()
+    monkeypatch.setenv("COMFYUI_ARGUMENTS", f"--extra-model-paths-config {paths}")
+    check_equal(run.out, measured_alone(tmp_path / "alone", graph))
 
 
 def test_a_workflow_that_cannot_be_shared_is_refused_before_anything_starts(tmp_path):

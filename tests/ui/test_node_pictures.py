@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from .conftest import still
 from .test_examples import EXAMPLES, load, run
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 KEEPING = pytest.mark.skipif("FEWSTEP_KEEP" not in os.environ, reason="FEWSTEP_KEEP=1 makes the pictures anew.")
-ADD = """type => {
+ADD = """async type => {
     const node = window.LiteGraph.createNode(type);
     node.pos = [80, 80];
     window.app.graph.clear();
+    // else Nodes 2.0 takes the last node's element, and its height, for one with the same id
+    await new Promise(gone => requestAnimationFrame(() => requestAnimationFrame(gone)));
     window.app.graph.add(node);
     window.app.canvas.ds.scale = 1;
     window.app.canvas.ds.offset = [200, 100];
@@ -28,10 +31,28 @@ SHOW = """id => {
     window.app.canvas.ds.offset = [400 - node.pos[0], 200 - node.pos[1]];
     window.app.canvas.setDirty(true, true); }"""
 
+DRAWN = "id => window.app.canvas.visible_nodes?.includes(window.app.graph.getNodeById(id))"  # by its last frame
+FITS = """id => {
+    const element = document.querySelector(`[data-node-id="${id}"]`), node = window.app.graph.getNodeById(id);
+    return element && Math.abs(element.offsetHeight - node.size[1] - 30) < 3; }"""  # the title is 30 high
+LOADED = "[...document.images].every(image => image.complete)"
+
 
 def ours(server) -> list[str]:
     info = server.get("/object_info").json()
     return sorted(name for name, node in info.items() if node["python_module"] == "custom_nodes.fewstep")
+
+
+def photographed(page, clip: dict[str, float]) -> Image.Image:
+    """That part of the page, once its images are there and three pictures in a row are the same."""
+    page.wait_for_function(LOADED, timeout=30_000)
+    seen: list[bytes] = []
+    for _ in range(60):
+        seen.append(page.screenshot(clip=clip))
+        if len(seen) > 2 and len(set(seen[-3:])) == 1:
+            return Image.open(BytesIO(seen[-1])).convert("RGB")
+        page.wait_for_timeout(100)
+    raise AssertionError("the page does not come to rest")
 
 
 def kept(page, number: int, path: Path) -> None:
@@ -39,18 +60,18 @@ def kept(page, number: int, path: Path) -> None:
     page.set_viewport_size({"width": 1700, "height": 1700})
     page.evaluate(SHOW, number)
     page.mouse.move(300, 1500)  # over nothing
-    page.wait_for_timeout(1500)
-    picture = page.screenshot(clip=page.locator(f'[data-node-id="{number}"]').first.bounding_box())
-    Image.open(BytesIO(picture)).convert("RGB").save(path, quality=82, optimize=True)
+    still(page, f"""document.querySelector('[data-node-id="{number}"]').getBoundingClientRect()""")
+    picture = photographed(page, page.locator(f'[data-node-id="{number}"]').first.bounding_box())
+    picture.save(path, quality=82, optimize=True)
 
 
 def test_every_node_is_drawn_alone(page, server):
     for name in ours(server):
         number, width, height = page.evaluate(ADD, name)
-        page.wait_for_timeout(60)
         assert width >= 140 and height >= 30, name
+        page.wait_for_function(DRAWN, arg=number, timeout=10_000)
         if page.canvas == "nodes2":
-            page.wait_for_selector(f'[data-node-id="{number}"]', timeout=10_000)
+            page.wait_for_function(FITS, arg=number, timeout=10_000)
 
 
 @KEEPING
@@ -88,8 +109,8 @@ def test_pictures_of_the_readme(page, server, name, most):
         window.app.canvas.ds.offset = [140 - found[0], 120 - found[1]];
         window.app.canvas.setDirty(true, true);
         return found; }""")
-    page.wait_for_timeout(1500)
+    still(page, "[...document.querySelectorAll('[data-node-id]')].map(node => node.getBoundingClientRect())")
     clip = {"x": 120, "y": 100, "width": min(right - left + 40, most[0]), "height": min(bottom - top + 40, most[1])}
-    picture = Image.open(BytesIO(page.screenshot(clip=clip))).convert("RGB")
+    picture = photographed(page, clip)
     picture.thumbnail((1500, 1500), Image.Resampling.LANCZOS)
     picture.save(ROOT / "benchmarks" / f"graph_{name}.jpg", quality=85, optimize=True)

@@ -314,8 +314,8 @@ def test_a_flow_schedule_is_linear_and_begins_without_signal(page, server):
     run(page, server)
     drawn(page)
     first, last = pointed(page, 0.15, 0.1), pointed(page, 0.97, 0.8)
-    assert first[1:] == ["step 1, after 0 calls", "sigma 1", "noise/signal ∞", "log-SNR -∞"]
-    assert last[1:] == ["end, after 8 calls", "sigma 0", "noise/signal 0", "log-SNR ∞"]
+    assert first[1:] == ["step 1, after 0 calls", "sigma 1", "noise/signal \N{INFINITY}", "log-SNR -\N{INFINITY}"]
+    assert last[1:] == ["end, after 8 calls", "sigma 0", "noise/signal 0", "log-SNR \N{INFINITY}"]
     photograph(page, "plot-flow")
 
 
