@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from support.host import start_host
@@ -41,7 +42,7 @@ class Recorder:
         self.stages: Stages = []
         self.calls = 0
 
-    def count(self, counter: Counter, number: int) -> None:
+    def count(self, number: int) -> None:
         self.calls += number
 
     def made(self, key: str, expected: int, works: dict) -> Iterator[tuple[str, Any]]:
@@ -54,12 +55,13 @@ class Recorder:
 
 
 def recorded(measure: Callable[[], Any]) -> Stages:
-    recorder, kept = Recorder(), (crew.made, crew.is_shared, Counter.count)
-    crew.made, crew.is_shared, Counter.count = recorder.made, lambda: True, lambda c, n: recorder.count(c, n)
-    try:
+    recorder = Recorder()
+    with (
+        patch.object(crew, "made", recorder.made),
+        patch.object(crew, "is_shared", lambda: True),
+        patch.object(Counter, "count", lambda counter, number: recorder.count(number)),
+    ):
         measure()
-    finally:
-        crew.made, crew.is_shared, Counter.count = kept
     if (own := recorder.calls - sum(map(sum, recorder.stages))) > 0:
         recorder.stages.append([own])  # what every host does for itself
     return recorder.stages

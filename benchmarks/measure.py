@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(os.environ["FEWSTEP_ROOT"])
 
@@ -27,7 +28,7 @@ def node(kind: str, **inputs) -> dict:
 
 ESTIMATE = {"images": 16, "levels": 20, "pooling": "global", "derivative": "differences"}
 SEARCH = {"steps": 8, "solver": "dpmpp_2m", "teacher_steps": 100, "trajectories": 8, "start": "auto", "polish": 4}
-ASKED = {
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "estimate": ("FewStepEstimateStatistics", ESTIMATE),
     "search": ("FewStepSearchSchedule", SEARCH | {"denoise": 1.0}),
     "compare": ("FewStepCompare", {"reference_steps": 100}),
