@@ -9,7 +9,6 @@ squared distance to the converged latent. `rival` is the best of the three in th
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -27,6 +26,7 @@ import comfy.samplers  # noqa: E402
 from fewstep.nodes.host.boost import Boost, boosted  # noqa: E402
 from fewstep.nodes.measuring.estimate import geometric_mean  # noqa: E402
 from problems import Problem, demo_problem, mixture_problem, run, second_problem  # noqa: E402
+from record import record  # noqa: E402
 
 RIVALS = (("euler", "simple"), ("uni_pc", "simple"), ("dpmpp_2m", "karras"))
 CALLS = (4, 5, 6, 8, 10, 12, 16, 20)
@@ -92,7 +92,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with torch.no_grad():
         found = rows(args.seeds, args.networks.split(","))
-    args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    record(args.out, seeds=args.seeds, rows=found)
     print(table(found), summary(found), sep="\n\n")
 
 

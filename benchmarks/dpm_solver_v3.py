@@ -9,7 +9,6 @@ geometric mean are printed too. `--speed` measures the cost of a step against th
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 from error_per_call import host_entry
 from problems import Problem, demo_problem, mixture_problem, run, second_problem
+from record import record
 from torch import Tensor
 
 OURS = "v3 when_checked"
@@ -225,8 +225,7 @@ def main() -> None:
         problem = PROBLEMS[name](args.seeds)
         checks[problem.name] = measure(problem, name.split("-")[1], args.calls, rows.append)
         print(f"{problem.name}: {checks[problem.name]}", flush=True)
-        document = {"seeds": args.seeds, "checks": checks, "rows": [asdict(row) for row in rows]}
-        args.out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        record(args.out, seeds=args.seeds, checks=checks, rows=[asdict(row) for row in rows])
         print(table([row for row in rows if row.problem == problem.name]), flush=True)
 
 

@@ -9,7 +9,6 @@ plain cfg does.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from fewstep.samplers.guidance import MODES
 from guidances import applied, drawn, spread_of
+from record import record
 from support.host_mixture import label_conditioning, mixture_model
 from support.metrics import sliced_energy_distance
 from support.mixture import Mixture
@@ -105,6 +105,13 @@ def measure(variant: str, cfgs: tuple[float, ...]) -> Iterator[Row]:
                 )
 
 
+def of_true_draws() -> dict[str, float]:
+    """What a row would have if the draws were true."""
+    truth = overlapping().sample(DRAWS, 2, LABEL)
+    distance = 1000 * sliced_energy_distance(truth, overlapping().sample(4 * DRAWS, 1, LABEL))
+    return {"distance": distance, "fit": fit_of(truth)}
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Tables
 
@@ -143,12 +150,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("guidance.json"))
     args = parser.parse_args()
     rows: list[Row] = []
+    true = of_true_draws()
     for variant in args.variants:
         rows += measure(variant, CFGS[variant])
-        args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    truth = overlapping().sample(DRAWS, 2, LABEL)
-    distance = 1000 * sliced_energy_distance(truth, overlapping().sample(4 * DRAWS, 1, LABEL))
-    print(f"true draws: distance {distance:.1f}, fit {fit_of(truth):.3f}")
+        record(args.out, draws=DRAWS, steps=STEPS, true_draws=true, rows=[asdict(row) for row in rows])
+    print(f"true draws: distance {true['distance']:.1f}, fit {true['fit']:.3f}")
     print(by_distance(rows), at_equal_fit(rows), sep="\n\n")
 
 

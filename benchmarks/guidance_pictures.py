@@ -24,6 +24,7 @@ sys.path.append(str(DEMO))  # the demo's scripts stand beside each other, outsid
 from data import download, pictures, select  # noqa: E402
 from evaluate import encode, prompts, to_the_nearest  # noqa: E402
 from problems import ICONS, second_coded  # noqa: E402
+from record import record, rows_of  # noqa: E402
 
 STEPS = 16
 CLIPPED = 0.1  # beyond -1 to 1, a twentieth of the range: more than the grain on a white ground
@@ -262,7 +263,7 @@ def grid(subject: Subject, spreads: dict[str, Any], path: Path) -> None:
 
 def done(path: Path, points: list[Point]) -> list[Row]:
     """What an earlier run has measured."""
-    rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    rows = [Row(**row) for row in rows_of(json.loads(path.read_text(encoding="utf-8")))] if path.exists() else []
     if any((row.curve, row.dial) != (point.curve, point.dial) for row, point in zip(rows, points, strict=False)):
         raise SystemExit(f"{path} holds other settings than these. Give another file with --out.")
     return rows
@@ -290,7 +291,7 @@ def main() -> None:
     for point in points[len(rows) :]:
         x = draw(subject, guided(subject.model, spreads, point), conditioning, point.cfg)
         rows.append(Row(point.curve, point.dial, **measured(x, subject.wanted, subject.data)))
-        args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+        record(args.out, prompts=args.prompts, rows=[asdict(row) for row in rows])
         print(rows[-1], flush=True)
     print(table(rows))
     if args.curves:

@@ -8,7 +8,6 @@ error to the converged latent is printed: geometric mean, mean and median over t
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import torch
 from dpm_solver_v3 import errors, first, statistics_of
 from error_per_call import comfy, host_entry
 from problems import Problem, demo_problem, mixture_problem, second_problem
+from record import record
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -154,7 +154,7 @@ def main() -> None:
     for name in args.problems:
         for row in measure(PROBLEMS[name](args.seeds), args.solvers, args.calls):
             rows.append(row)
-            args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+            record(args.out, seeds=args.seeds, rows=[asdict(row) for row in rows])
         print(table([row for row in rows if row.problem == rows[-1].problem]), flush=True)
 
 

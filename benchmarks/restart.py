@@ -17,7 +17,6 @@ Problems: a kind of model, and what its network does.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import statistics
@@ -42,6 +41,7 @@ from fewstep.samplers.noise_law import NoiseLaw  # noqa: E402
 from fewstep.schedulers.restart.plan import Interval  # noqa: E402
 from fewstep.schedulers.restart.request import requested_plan  # noqa: E402
 from problems import Problem, run  # noqa: E402
+from record import record  # noqa: E402
 from support.host_mixture import MixtureNetwork, label_conditioning, mixture_model  # noqa: E402
 from support.mixture import Mixture, picture_like  # noqa: E402
 
@@ -314,9 +314,8 @@ def main() -> None:
     for name, calls in product(args.problems, args.calls):
         results.append(result(name, calls, args))
         print(results[-1].line(), flush=True)
-        document = {"resolution": smallest, "options": vars(args) | {"out": str(args.out)}}
-        document["results"] = [asdict(r) for r in results]
-        args.out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        draws = {"count": args.count, "seeds": args.seeds}
+        record(args.out, **draws, resolution=smallest, results=[asdict(r) for r in results])
     print("\nRestart's settings (points, repeats, from, to, in noise-to-signal) and the best rival:")
     for r in results:
         print(f"{r.problem:<16}{r.calls:>6}  {r.restart.setting:<44} {r.rivals[r.best_rival].setting}")

@@ -47,6 +47,7 @@ from fewstep.samplers.table import Row, Table, step_by_table  # noqa: E402
 from fewstep.schedulers.tuning.path import followed  # noqa: E402
 from fewstep.schedulers.tuning.tuning import Tuning  # noqa: E402
 from problems import Problem, coded, demo_start, mixture_problem, run, second_coded, second_start  # noqa: E402
+from record import record  # noqa: E402
 from support.host_mixture import label_conditioning  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
@@ -327,7 +328,7 @@ def main() -> None:
     with torch.no_grad():
         for network, cfg in itertools.product(args.networks.split(","), map(float, args.cfgs.split(","))):
             found += rows(network, cfg, args.seeds, efforts, known, lambda text: print(text, flush=True))
-            args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            record(args.out, seeds=args.seeds, rows=found)
     for way in ("unmeasured", *efforts):
         print(table(found, way), summary(found, way), sep="\n\n", end="\n\n")
 
