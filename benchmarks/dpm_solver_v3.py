@@ -113,13 +113,13 @@ def compared(rows: list[Row]) -> Iterator[tuple[str, int, Row, Row]]:
 
 
 def shares(rows: list[Row]) -> str:
-    """For a page: a row a problem, a column a number of calls."""
+    """For a page: a row a problem, a column a number of calls. Shares of the geometric mean, the mean, the median."""
     calls = sorted({row.calls for row in rows})
     lines = [f"| problem | {' | '.join(f'{n} calls' for n in calls)} |", "|---" * (len(calls) + 1) + "|"]
     cells: dict[str, list[str]] = {}
     for problem, _, theirs, ours in sorted(compared(rows), key=lambda found: found[1]):
-        share = ours.geometric / theirs.geometric
-        cell = f"{ours.geometric:.1e} / {theirs.geometric:.1e} {theirs.sampler} ({share:.0%})"
+        mean, median, share = (getattr(ours, n) / getattr(theirs, n) for n in ("mean", "median", "geometric"))
+        cell = f"{ours.geometric:.1e} / {theirs.geometric:.1e} {theirs.sampler} ({share:.0%}, {mean:.0%}, {median:.0%})"
         cells.setdefault(problem, []).append(cell)
     order = dict.fromkeys(row.problem for row in rows)
     return "\n".join([*lines, *(f"| {problem} | {' | '.join(cells[problem])} |" for problem in order)])

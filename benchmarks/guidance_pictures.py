@@ -226,6 +226,27 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def by_guidance(rows: list[Row], cfgs: tuple[float, ...] = (3.0, 5.0, 8.0, 12.0)) -> str:
+    """For a page: a row a kind of guidance that goes by cfg, a column a cfg."""
+    lines = [f"| guidance | {' | '.join(f'cfg {cfg:g}' for cfg in cfgs)} |", "|---" * (1 + len(cfgs)) + "|"]
+    for curve in dict.fromkeys(row.curve for row in rows if row.dial.startswith("cfg")):
+        found = {row.dial: row for row in rows if row.curve == curve}
+        cells = (
+            f"{r.named:.0%}, {r.margin:.3f}, {r.distance:.3f}, {r.clipped:.1%}, {r.chroma:+.1%}"
+            if (r := found.get(f"cfg {cfg:g}"))
+            else ""
+            for cfg in cfgs
+        )
+        lines.append(f"| {curve} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def others(rows: list[Row]) -> str:
+    """For a page: what the table by cfg leaves out."""
+    shown = {f"cfg {cfg:g}" for cfg in (3.0, 5.0, 8.0, 12.0)}
+    return table([row for row in rows if row.dial not in shown])
+
+
 def curves(rows: list[Row], path: Path) -> None:
     """Clipped pixels, chroma and distance against how well pictures meet their prompts: a line a kind of guidance."""
     from matplotlib import colormaps

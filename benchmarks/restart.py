@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from support.host import start_host
@@ -286,6 +287,16 @@ def result(name: str, calls: int, args: argparse.Namespace) -> Result:
     setting, ours = at_best(restarts(args.search))
     alone = at_best([Setting(setting.sampler, setting.scheduler)])[1]
     return Result(name, calls, ours, alone, {rival: at_best(rivals(rival))[1] for rival in RIVALS})
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """For a page: a row a problem and number of calls, the distances x 100000."""
+    lines = [f"| problem | calls | Restart | {' | '.join(RIVALS)} | Restart's sampler alone |", "|---" * 8 + "|"]
+    for row in results:
+        figures = [row["restart"], *(row["rivals"][name] for name in RIVALS), row["alone"]]
+        means = [f"{1e5 * statistics.mean(figure['distances']):.1f}" for figure in figures]
+        lines.append(f"| {row['problem']} | {row['calls']} | {' | '.join(means)} |")
+    return "\n".join(lines)
 
 
 def resolution(count: int, seeds: int) -> float:

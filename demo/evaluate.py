@@ -155,6 +155,18 @@ def few_calls(
         sheet(torch.cat(shown), 8, path)
 
 
+def few_calls_table(rows: list[dict]) -> str:
+    """For a page: a row a setting, a column a number of calls; named, of its subcategory, distance."""
+    numbers = sorted({row["calls"] for row in rows})
+    lines = [f"| model, sampler, guidance | {' | '.join(f'{n} calls' for n in numbers)} |"]
+    lines.append("|---" * (1 + len(numbers)) + "|")
+    cells: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: row["calls"]):
+        cell = f"{row['named_picture']}, {row['its_subcategory']}, {row['to_the_nearest']:.3f}"
+        cells.setdefault(f"{row['variant']}, {row['sampler']}, {row['guidance']}", []).append(cell)
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items())])
+
+
 def mixtures(texts: list[str], x0: Tensor) -> Iterator[dict[str, float]]:
     """What the mixture at t knows of the model's answer D at u: mean squares, cfg 1.
 
@@ -233,6 +245,29 @@ def quality(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Ten
         if variant == "eps":
             sheet(drawn[:64], 8, path)
     yield from velocity_errors(EmojiLatent().process_in(data))
+
+
+def quality_table(rows: list[dict]) -> str:
+    """For a page: how many pictures are the named ones, a row a variant."""
+    schedules = {"eps": "eps, karras", "gmflow": "gmflow, simple (the mixture's mean)"}
+    lines = ["| variant | nearest is the named picture | ... or one of its subcategory |", "|---|---|---|"]
+    for row in (row for row in rows if "variant" in row):
+        counts = (f"{row[name]} of {row['of']}" for name in ("named_picture", "its_subcategory"))
+        lines.append(f"| {schedules[row['variant']]} | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
+def velocity_table(rows: list[dict]) -> str:
+    """For a page: errors of both heads, a column a time; and of the clean latent, which is t times the first."""
+    found = [row for row in rows if "t" in row]
+    named = {
+        "velocity head (eps, v, flow)": [row["flow"] for row in found],
+        "mixture's mean (gmflow)": [row["gmflow"] for row in found],
+        "clean latent, velocity head": [row["t"] * row["flow"] for row in found],
+    }
+    lines = [f"| t | {' | '.join(str(row['t']) for row in found)} |", "|---" * (1 + len(found)) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{error:.2f}' for error in errors)} |" for name, errors in named.items()]
+    return "\n".join(lines)
 
 
 @torch.no_grad()
