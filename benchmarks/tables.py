@@ -1,7 +1,7 @@
 """`python3 run.py python benchmarks/tables.py`: the tables of the pages, made anew from benchmarks/results.
 
 A table stands in a page between the lines <!-- table: NAME --> and <!-- end of table -->. A test says where pages and
-results differ, so a figure is changed by measuring again.
+results differ, so a figure is changed by measuring again. What a page says in sentences: claims.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from record import rows_of
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 PAGES = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+Rows = list[dict[str, Any]]
 
 
 def results(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def rows(*names: str) -> Rows:
+    """Of several results, one after the other."""
+    return [row for name in names for row in rows_of(results(name))]
+
+
+def unmeasured() -> str:
+    """Boost with nothing connected: a row a network and cfg, a column a number of calls, and what it comes to."""
+    import boost
+
+    found = rows("boost_mixtures", "boost_bundled")
+    return f"{boost.summary(found)}\n\n{boost.table(found)}"
 
 
 def tuned(part: str) -> str:
@@ -29,37 +45,56 @@ def tuned(part: str) -> str:
     return tune.table(results("tune")[part]["rows"], "normal")
 
 
+def efforts() -> str:
+    import tune
+
+    found = results("tune")
+    return tune.efforts({"bundled": found["demo"]["rows"], "mixtures": found["mixture"]["rows"]})
+
+
 def field() -> str:
     import field
 
-    return field.summary(results("field"))
+    return field.summary(rows("field"))
 
 
-def searched(rows: list[dict[str, Any]]) -> str:
+def searched(found: Rows) -> str:
     """A searched schedule against the best of the host's: a row a solver and a number of calls."""
     import optimal_steps
 
-    return optimal_steps.table([optimal_steps.Row(**row) for row in rows])
+    return optimal_steps.table([optimal_steps.Row(**row) for row in found])
 
 
-def guided(rows: list[dict[str, Any]]) -> str:
+def searched_by_calls() -> str:
+    import optimal_steps
+
+    return optimal_steps.wide([optimal_steps.Row(**row) for row in rows("optimal_steps_mixtures")])
+
+
+def guided(found: Rows) -> str:
     """Kinds of guidance: a row a place on a curve."""
     import guidance_pictures
 
-    return guidance_pictures.table([guidance_pictures.Row(**row) for row in rows])
+    return guidance_pictures.table([guidance_pictures.Row(**row) for row in found])
 
 
-def statistics_used(rows: list[dict[str, Any]]) -> str:
+def statistics_used(found: Rows) -> str:
     import dpm_solver_v3
 
-    return dpm_solver_v3.shares([dpm_solver_v3.Row(**row) for row in rows])
+    return dpm_solver_v3.shares([dpm_solver_v3.Row(**row) for row in found])
+
+
+def restarted() -> str:
+    import restart
+
+    return restart.table(results("restart")["results"])
 
 
 def known() -> str:
     """Pictures of which something is known: a row a way to draw the rest."""
     import inverse
 
-    return inverse.table(results("inverse"))
+    return inverse.table(rows("inverse"))
 
 
 def built() -> str:
@@ -70,13 +105,18 @@ def built() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "Boost": unmeasured,
+    "Tune by effort": efforts,
     "Tune on the bundled network": lambda: tuned("demo"),
     "Tune on mixtures": lambda: tuned("mixture"),
     "the field's samplers": field,
-    "prompt_cfg": lambda: guided(results("guidance_pictures")["rows"]),
+    "prompt_cfg": lambda: guided(rows("guidance_pictures")),
+    "Search on mixtures": searched_by_calls,
     "Search on the second network": lambda: searched(results("second")["optimal_steps"]),
     "guidance on the second network": lambda: guided(results("second")["guidance"]),
+    "DPM-Solver-v3 on mixtures": lambda: statistics_used(rows("dpm_solver_v3_mixtures")),
     "DPM-Solver-v3 on the second network": lambda: statistics_used(results("second")["dpm_solver_v3"]["rows"]),
+    "Restart": restarted,
     "networks at full size": built,
     "inverse problems": known,
 }

@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import geometric_mean
 
 import torch
 from support.host import start_host
@@ -51,7 +52,8 @@ from record import record  # noqa: E402
 from support.host_mixture import label_conditioning  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
-CALLS = (4, 5, 6, 8, 10, 12, 15, 20)
+FEW_CALLS, MANY_CALLS = (4, 5, 6, 8, 10), (12, 15, 20)
+CALLS = FEW_CALLS + MANY_CALLS
 SEEN = ["red apple", "blue heart", "cat face"]
 UNSEEN = ["violin", "green leaf", "dog face", "pizza", "octopus", "crown", "umbrella", "banana", "tiger", "snowman",
           "guitar", "crying face", "mushroom", "balloon", "cherries", "fox", "whale", "strawberry", "tulip", "koala",
@@ -294,14 +296,41 @@ def table(found: list[dict], way: str) -> str:
     return "\n".join(lines)
 
 
+def shares(found: list[dict], way: str, numbers: Sequence[int]) -> list[float]:
+    return [share(row, way) for row in found if row["calls"] in numbers]
+
+
 def summary(found: list[dict], way: str) -> str:
     parts = []
-    for numbers in ((4, 5, 6, 8, 10), (12, 15, 20)):
-        shares = torch.tensor([share(row, way) for row in found if row["calls"] in numbers])
-        if len(shares):
-            mean = float(shares.log().mean().exp())
-            parts.append(f"{numbers[0]} to {numbers[-1]} calls: {mean:.0%} in the mean, at worst {shares.max():.0%}")
+    for numbers in (FEW_CALLS, MANY_CALLS):
+        if here := shares(found, way, numbers):
+            parts.append(
+                f"{numbers[0]} to {numbers[-1]} calls: {geometric_mean(here):.0%} in the mean, at worst {max(here):.0%}"
+            )
     return f"{way}: " + "; ".join(parts)
+
+
+def spent(found: list[dict], way: str) -> int:
+    """Model calls that the measuring took: the same in every cell."""
+    return max((row["spent"][way]["calls"] for row in found if way in row["spent"]), default=0)
+
+
+def efforts(networks: dict[str, list[dict]]) -> str:
+    """For a page: a row an effort; for each kind of network the shares at few and at many calls, mean and worst."""
+    heads = [
+        f"{numbers[0]} to {numbers[-1]} calls, {name} | at worst"
+        for name in networks
+        for numbers in (FEW_CALLS, MANY_CALLS)
+    ]
+    lines = [f"| effort | model calls | {' | '.join(heads)} |", "|---" * (2 + 2 * len(heads)) + "|"]
+    names = {"unmeasured": "none: Boost alone", "quick": "quick (no tables from 15 calls on)"}
+    for way in next(iter(networks.values()))[0]["ours"]:
+        cells = [f"{spent(next(iter(networks.values())), way):,}"]
+        for found, numbers in itertools.product(networks.values(), (FEW_CALLS, MANY_CALLS)):
+            here = shares(found, way, numbers) if way in found[0]["ours"] else []
+            cells += [f"{geometric_mean(here):.0%}", f"{max(here):.0%}"] if here else ["", ""]
+        lines.append(f"| {names.get(way, way)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
