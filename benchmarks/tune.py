@@ -317,17 +317,15 @@ def spent(found: list[dict], way: str) -> int:
 
 def efforts(networks: dict[str, list[dict]]) -> str:
     """For a page: a row an effort; for each kind of network the shares at few and at many calls, mean and worst."""
-    heads = [
-        f"{numbers[0]} to {numbers[-1]} calls, {name} | at worst"
-        for name in networks
-        for numbers in (FEW_CALLS, MANY_CALLS)
-    ]
+    parts = list(itertools.product(networks, (FEW_CALLS, MANY_CALLS)))
+    heads = [f"{numbers[0]} to {numbers[-1]} calls, {name} | at worst" for name, numbers in parts]
     lines = [f"| effort | model calls | {' | '.join(heads)} |", "|---" * (2 + 2 * len(heads)) + "|"]
     names = {"unmeasured": "none: Boost alone", "quick": "quick (no tables from 15 calls on)"}
-    for way in next(iter(networks.values()))[0]["ours"]:
-        cells = [f"{spent(next(iter(networks.values())), way):,}"]
-        for found, numbers in itertools.product(networks.values(), (FEW_CALLS, MANY_CALLS)):
-            here = shares(found, way, numbers) if way in found[0]["ours"] else []
+    first = next(iter(networks.values()))
+    for way in first[0]["ours"]:
+        cells = [f"{spent(first, way):,}"]
+        for name, numbers in parts:
+            here = shares(networks[name], way, numbers) if way in networks[name][0]["ours"] else []
             cells += [f"{geometric_mean(here):.0%}", f"{max(here):.0%}"] if here else ["", ""]
         lines.append(f"| {names.get(way, way)} | {' | '.join(cells)} |")
     return "\n".join(lines)
