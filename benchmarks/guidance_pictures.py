@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -58,7 +59,7 @@ POINTS = [
     *by_strength("ours, cap, orthogonal 0", "ours cap", (0.3, 0.5, 0.7, 1.0, 1.5, 2.5), orthogonal=0.0),
     *by_strength("ours, soft", "ours soft", (0.3, 0.7, 1.5)),
     *by_strength("ours, fixed", "ours fixed", (0.3, 0.6, 0.9)),
-    *by_cfg("ours, cap .7", "ours cap", (2.0, 3.0, 5.0, 12.0), strength=0.7),
+    *by_cfg("ours, cap .7", "ours cap", strength=0.7),
     *by_cfg("APG, eta 0, threshold 5", "APG", eta=0.0, threshold=5.0),
     *by_cfg("APG, eta 1, threshold 5", "APG", eta=1.0, threshold=5.0),
     *by_cfg("RescaleCFG .7", "RescaleCFG", multiplier=0.7),
@@ -298,7 +299,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("guidance_pictures.json"), help="a stopped run goes on from it"
     )
-    parser.add_argument("--only", nargs="+", default=[""], help="curves with one of these in their names")
+    parser.add_argument("--only", nargs="+", default=[""], help="curves whose names hold one of these patterns")
     parser.add_argument("--curves", type=Path, help="a PNG of the curves")
     parser.add_argument("--grid", type=Path, help="instead: a picture of eight prompts")
     args = parser.parse_args()
@@ -307,7 +308,7 @@ def main() -> None:
     if args.grid:
         grid(subject, spreads, args.grid)
         return
-    points = [point for point in POINTS if any(text in point.curve for text in args.only)]
+    points = [point for point in POINTS if any(re.search(text, point.curve) for text in args.only)]
     rows, conditioning = done(args.out, points), subject.coded(subject.prompts)
     for point in points[len(rows) :]:
         x = draw(subject, guided(subject.model, spreads, point), conditioning, point.cfg)

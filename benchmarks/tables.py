@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 PAGES = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+ANY_TABLE = re.compile(r"^(\|.*)\n\|[-| :]+\|\n((?:\|.*(?:\n|$))+)", re.MULTILINE)
+NO_FIGURE = re.compile(r"`[^`]*`|\]\([^)]*\)")  # digits in commands and in addresses
 Rows = list[dict[str, Any]]
 
 
@@ -71,17 +74,25 @@ def searched_by_calls() -> str:
     return optimal_steps.wide([optimal_steps.Row(**row) for row in rows("optimal_steps_mixtures")])
 
 
-def guided(found: Rows) -> str:
+def guided(found: Rows, made: str = "table") -> str:
     """Kinds of guidance: a row a place on a curve."""
     import guidance_pictures
 
-    return guidance_pictures.table([guidance_pictures.Row(**row) for row in found])
+    return getattr(guidance_pictures, made)([guidance_pictures.Row(**row) for row in found])
 
 
 def statistics_used(found: Rows) -> str:
     import dpm_solver_v3
 
     return dpm_solver_v3.shares([dpm_solver_v3.Row(**row) for row in found])
+
+
+def evaluated(made: str, name: str = "demo") -> str:
+    """Of the bundled model: a table that the demo's own script makes."""
+    sys.path.append(str(ROOT / "demo"))  # scripts that stand beside each other, outside of any package
+    import evaluate
+
+    return getattr(evaluate, made)(rows(name))
 
 
 def restarted() -> str:
@@ -110,7 +121,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "Tune on the bundled network": lambda: tuned("demo"),
     "Tune on mixtures": lambda: tuned("mixture"),
     "the field's samplers": field,
-    "prompt_cfg": lambda: guided(rows("guidance_pictures")),
+    "guidance by cfg": lambda: guided(rows("guidance_pictures", "guidance_bound"), "by_guidance"),
+    "prompt_cfg": lambda: guided(rows("guidance_pictures"), "others"),
+    "the bound alone": lambda: guided(rows("guidance_bound"), "others"),
+    "GMFlow on the bundled model": lambda: evaluated("few_calls_table", "few_calls"),
+    "pictures of the bundled model": lambda: evaluated("quality_table"),
+    "velocity of the bundled model": lambda: evaluated("velocity_table"),
     "Search on mixtures": searched_by_calls,
     "Search on the second network": lambda: searched(results("second")["optimal_steps"]),
     "guidance on the second network": lambda: guided(results("second")["guidance"]),
@@ -120,6 +136,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "networks at full size": built,
     "inverse problems": known,
 }
+
+
+def by_hand(page: str) -> list[str]:
+    """The first lines of the tables with figures that no result makes."""
+    tables = ANY_TABLE.findall(TABLE.sub("", page))
+    return [head for head, body in tables if re.search(r"\d", NO_FIGURE.sub("", body))]
 
 
 def remade(page: str) -> str:
