@@ -131,9 +131,9 @@ def sheet(drawn: Tensor, columns: int, path: Path) -> None:
 
 
 def few_calls(
-    texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, path: Path | None
+    texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, budgets: list[int], path: Path | None
 ) -> Iterator[dict]:
-    """Named pictures, and the distance to the nearest one, at 2 to 8 calls: a row of figures and of pictures each."""
+    """Named pictures, and the distance to the nearest one, in so many calls: a row of figures and of pictures each."""
     choices = [Choice(mode, order, 0, 1.0, False) for mode in ("ode", "sde") for order in (1, 2)]
     first, ode, _, sde = choices
     settings = [Setting("flow", "euler", cfg) for cfg in (3.0, 1.5)]
@@ -142,7 +142,7 @@ def few_calls(
     settings += [Setting("gmflow", sampler, strength=0.45) for sampler in ("euler", first, ode, sde)]
     settings += [Setting("gmflow", ode, strength=0.7), Setting("gmflow", sde, strength=0.2)]
     shown = []
-    for calls in (2, 4, 6, 8):
+    for calls in budgets:
         for setting in settings:
             drawn = draw(setting, texts, calls, seed=0)
             shown.append(drawn[:8])
@@ -275,7 +275,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / ".state", help="where the picture archive is or goes")
     parser.add_argument("--sheet", type=Path, help="a PNG of some pictures; with --few-calls only if given")
-    parser.add_argument("--few-calls", action="store_true", help="2 to 8 model calls instead, GMFlow beside Euler")
+    parser.add_argument("--few-calls", action="store_true", help="few model calls instead, GMFlow beside Euler")
+    parser.add_argument("--calls", type=int, nargs="+", default=[2, 4, 6, 8], help="of --few-calls")
     parser.add_argument("--mixtures", action="store_true", help="what GMFlow's mixtures know of the next call, instead")
     parser.add_argument("--prompts", type=int, default=100, help="how many")
     parser.add_argument("--out", type=Path, help="all figures, as JSON")
@@ -286,7 +287,7 @@ def main() -> None:
     wanted = prompts(emoji, args.prompts)
     texts = [e.name for e in wanted]
     if args.few_calls:
-        asked = few_calls(texts, wanted, emoji, data, args.sheet)
+        asked = few_calls(texts, wanted, emoji, data, args.calls, args.sheet)
     elif args.mixtures:
         asked = mixtures(texts, EmojiLatent().process_in(data[[emoji.index(one) for one in wanted]]))
     else:
