@@ -131,6 +131,21 @@ def by_distance(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def by_kind(rows: list[Row]) -> str:
+    """For a page: a row a kind at its best setting by distance, a column a cfg. In brackets the excess amplitude."""
+    places = sorted({(r.problem, r.cfg) for r in rows if r.cfg >= 3})
+    lines = [f"| guidance | {' | '.join(f'{problem}, cfg {cfg:g}' for problem, cfg in places)} |"]
+    lines.append("|---" * (1 + len(places)) + "|")
+    for kind in GRID:
+        own = [[r for r in rows if (r.problem, r.cfg, r.kind) == (*place, kind)] for place in places]
+        best = [min(here, key=lambda r: r.distance) for here in own]
+        same = len({r.setting for r in best}) == 1
+        name = f"{kind}, {best[0].setting}" if same and best[0].setting else kind
+        cells = [f"{r.distance:.1f} ({r.amplitude:+.1%}){'' if same else f', {r.setting}'}" for r in best]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def at_equal_fit(rows: list[Row]) -> str:
     """Of every kind the amplitude nearest to the true one, among settings that fit the class as well as cfg does."""
     lines = ["| model, fit of cfg | " + " | ".join(GRID) + " |", "|---" * (1 + len(GRID)) + "|"]
@@ -155,7 +170,7 @@ def main() -> None:
         rows += measure(variant, CFGS[variant])
         record(args.out, draws=DRAWS, steps=STEPS, true_draws=true, rows=[asdict(row) for row in rows])
     print(f"true draws: distance {true['distance']:.1f}, fit {true['fit']:.3f}")
-    print(by_distance(rows), at_equal_fit(rows), sep="\n\n")
+    print(by_distance(rows), by_kind(rows), at_equal_fit(rows), sep="\n\n")
 
 
 if __name__ == "__main__":
