@@ -191,6 +191,12 @@ def of_inpainting(way: str, figure: int = 0) -> list[float]:
     return [known("inpaint", way)[case][figure] / host[case][figure] for case in host]
 
 
+def variances(steps: int, *ways: str) -> list[float]:
+    """Of the draws by the posterior's: every case of so many steps of all that these ways were tried on."""
+    found = [row["figures"] for row in rows_of(results("inverse")) if row["way"] in ways]
+    return [figures[case][1] for figures in found for case in figures if case.endswith(f", {steps}")]
+
+
 def published(problem: str) -> float:
     """MCG as published at the better of its scales, 20 steps."""
     return min(known(problem, f"paper, a {a}")["eps, euler_ancestral, 20"][0] for a in (1, 3))
@@ -211,6 +217,11 @@ def of_constraint() -> Claims:
         ("this node, gradient: model", "model"),
     ):
         yield page, cells(label, *(f"{known(problem, way)['eps, euler, 20'][0]:.3f}" for problem in problems))
+    ours, host = ("differences", "differences, 3 iterations"), "host"
+    few, many = (f"{span(variances(steps, *ours)).removesuffix(' %')}" for steps in (8, 20))
+    of_host = [span(variances(steps, host)) for steps in (8, 20)]
+    yield FIGURES + "inverse_problems.md", f"have {few} % of the right variance at 8 steps and {many} % at 20"
+    yield FIGURES + "inverse_problems.md", f"ComfyUI's inpainting has {of_host[0]} and {of_host[1]}"
     best = [f"{published(problem):.3f}" for problem in problems]
     yield page, f"The published method, with its own steps, has {best[0]}, {best[1]} and {best[2]} at best."
 
@@ -259,6 +270,23 @@ def of_gmflow() -> Claims:
     ):
         distances = found[variant, sampler, "cfg 1.5"]["calls"]
         yield HELP + "GMFlowSampler.md", cells(label, *(f"{distances[n][0]:.3f}" for n in ("2", "4", "6", "8")))
+    pair = (("gmflow", "GMFlow sde 2", "cfg 3"), ("flow", "euler", "cfg 3"))
+    ours, flow = (found[place]["calls"]["2"][0] for place in pair)
+    yield HELP + "GMFlowSampler.md", f"level with the flow model's at 2 ({ours:.3f} to {flow:.3f})"
+
+
+def of_mixtures() -> Claims:
+    """What GMFlow's mixtures know of the model's next answer."""
+    docs, page = HELP + "GMFlowSampler.md", FIGURES + "gmflow.md"
+    first, *later = results("gmflow")["mixtures"]["rows"][:4]
+    told, true, path = first["spread_told"], first["spread_true"], 100 * (1 - first["path_known"] / first["path_mean"])
+    fresh = [f"{100 * (1 - row['pictures_known'] / row['pictures_mean']):.0f}" for row in (first, *later)]
+    yield docs, f"they know of that is {path:.0f}% of the change from sigma 1 to 0.75"
+    yield docs, f"though the mixture's spread is right within {100 * abs(told / true - 1):.0f}% at sigma 1."
+    yield docs, f"a correlation of {first['neighbours']:.2f} at sigma 1)"
+    yield page, f"the sub-steps know {path:.0f} % of the answer's change from sigma 1 to .75"
+    yield page, f"({dotted(told)} told, {dotted(true)} true at sigma 1)"
+    yield page, f"they know {', '.join(fresh[:3])} and {fresh[3]} % from sigma 1, .75, .5 and .25"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -320,7 +348,8 @@ def of_restart() -> Claims:
 
 
 CLAIMS: tuple[Callable[[], Claims], ...] = (
-    of_boost, of_tune, of_dualfast, of_constraint, of_guidance, of_gmflow, of_solver, of_search, of_restart,
+    of_boost, of_tune, of_dualfast, of_constraint, of_guidance, of_gmflow, of_mixtures, of_solver, of_search,
+    of_restart,
 )  # fmt: skip
 
 
