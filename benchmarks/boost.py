@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -46,17 +47,13 @@ def error(problem: Problem, name: str, scheduler: str, calls: int) -> float:
     return geometric_mean((drawn - problem.end).double().square().flatten(1).mean(1))
 
 
-def rows(seeds: int, networks: list[str]) -> list[dict]:
-    found = []
-    cells = [(name, cfg) for name in networks for cfg in CFGS]
-    for name, cfg in tqdm(cells, mininterval=5):
-        problem = NETWORKS[name](cfg, seeds)
-        ours = replace(problem, model=boosted(problem.model, Boost()))
-        for calls in CALLS:
-            errors = {f"{sampler} {schedule}": error(problem, sampler, schedule, calls) for sampler, schedule in RIVALS}
-            boost = error(ours, "euler", "simple", calls)
-            found.append({"network": name, "cfg": cfg, "calls": calls, "boost": boost} | errors)
-    return found
+def rows(seeds: int, network: str, cfg: float) -> Iterator[dict]:
+    problem = NETWORKS[network](cfg, seeds)
+    ours = replace(problem, model=boosted(problem.model, Boost()))
+    for calls in CALLS:
+        errors = {f"{sampler} {schedule}": error(problem, sampler, schedule, calls) for sampler, schedule in RIVALS}
+        boost = error(ours, "euler", "simple", calls)
+        yield {"network": network, "cfg": cfg, "calls": calls, "boost": boost} | errors
 
 
 def table(found: list[dict]) -> str:
@@ -103,9 +100,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("boost.json"), help="all figures, as JSON")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    with torch.no_grad():
-        found = rows(args.seeds, args.networks.split(","))
-    record(args.out, seeds=args.seeds, rows=found)
+    found: list[dict] = []
+    for network, cfg in tqdm(list(product(args.networks.split(","), CFGS)), mininterval=5):
+        with torch.no_grad():
+            found += rows(args.seeds, network, cfg)
+        record(args.out, seeds=args.seeds, rows=found)
     print(table(found), summary(found), sep="\n\n")
 
 
