@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
-import platform
 import tempfile
 import time
 import warnings
@@ -38,6 +36,7 @@ import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import folder_paths  # noqa: E402
 from families import FAMILIES, Family  # noqa: E402
+from record import record  # noqa: E402
 from support.nodes import of_the_pack, outside_of_a_graph  # noqa: E402
 
 CALLS = 6
@@ -238,11 +237,6 @@ def row(name: str, tiny: bool, measuring: list[str]) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, str]:
-    card = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
-    return {"gpu": card, "processor": platform.machine(), "torch": torch.__version__}
-
-
 def line(found: dict[str, Any]) -> str:
     """A row in short, for the console."""
     if "error" in found:
@@ -292,7 +286,7 @@ def main() -> None:
         gc.collect()
         torch.cuda.empty_cache()
         if asked.out:
-            asked.out.write_text(json.dumps({"machine": machine(), "full": asked.full, "rows": rows}, indent=1) + "\n")
+            record(asked.out, full=asked.full, rows=rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ geometric mean are printed too. `--speed` measures the cost of a step against th
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +16,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
-from error_per_call import host_entry
+from error_per_call import Entry, host_entry
 from problems import Problem, demo_problem, mixture_problem, run, second_problem
+from record import record
 from torch import Tensor
 
 OURS = "v3 when_checked"
@@ -30,6 +31,7 @@ SCHEDULES = {
     "v": ("karras", "beta", "exponential"),
     "flow": ("beta", "simple"),
 }
+AMOUNTS = ((2, 24), (4, 24), (8, 12), (8, 16), (6, 20), (8, 24), (16, 24), (64, 60))  # images and levels
 PROBLEMS: dict[str, Callable[[int], Problem]] = {
     f"{kind}-{variant}-cfg{cfg:g}": partial(make, variant, cfg)
     for kind, make, variants, cfgs in (
@@ -63,15 +65,15 @@ def first(conditioning: list, count: int) -> list:
     ]
 
 
-def statistics_of(problem: Problem):
-    """Measured as the node does at its defaults, a batch of images at a time to save minutes."""
+def statistics_of(problem: Problem, images: int = 8, levels: int = 20):
+    """Measured as the node does, a batch of images at a time to save minutes."""
     from fewstep.nodes.measuring.estimate import Request, estimate
     from fewstep.nodes.measuring.interrupted import Parts
 
     latent = torch.zeros_like(problem.noise[:4])
     given = (problem.model, first(problem.positive, 4), first(problem.negative, 4), problem.cfg, latent)
     return estimate(
-        Request(*given, seed=99, images=8, levels=20, pooling="global", derivative="auto"), None, Parts(), None
+        Request(*given, seed=99, images=images, levels=levels, pooling="global", derivative="auto"), None, Parts(), None
     )
 
 
@@ -104,6 +106,38 @@ def measure(problem: Problem, variant: str, budgets: list[int], report: Callable
     return measured.describe()
 
 
+def by_amount(problem: Problem, budgets: list[int]) -> Iterator[dict[str, Any]]:
+    """The mean error after so much measuring, on the best schedule; and of the host's best sampler."""
+    from fewstep.nodes.host.dpm_solver_v3 import Choice, dpm_solver_v3_sampler
+    from fewstep.samplers.dpm_solver_v3 import Options
+
+    def least(entries: list, calls: int) -> float:
+        return min(errors(problem, *entry.make(problem, calls), calls)[0] for entry in entries)
+
+    rivals = [host_entry(name, schedule) for name, schedule in product(RIVALS, SCHEDULES["eps"])]
+    yield {"cfg": problem.cfg, "amount": None, "errors": {calls: least(rivals, calls) for calls in budgets}}
+    for amount in AMOUNTS:
+        ours = dpm_solver_v3_sampler(Choice(Options(), statistics_of(problem, *amount), "data", "when_checked", None))
+        entries = [Entry("v3", schedule, partial(planned, ours, schedule)) for schedule in SCHEDULES["eps"]]
+        yield {"cfg": problem.cfg, "amount": amount, "errors": {calls: least(entries, calls) for calls in budgets}}
+
+
+def planned(sampler, scheduler: str, problem: Problem, calls: int) -> tuple[object, Tensor]:
+    return sampler, host_entry("euler", scheduler).make(problem, calls)[1]
+
+
+def amounts(rows: list[dict[str, Any]]) -> str:
+    """For a page: a row an amount, a column a cfg. A cell has the errors at each number of calls."""
+    cfgs = list(dict.fromkeys(row["cfg"] for row in rows))
+    lines = [f"| images x levels | {' | '.join(f'cfg {cfg:g}' for cfg in cfgs)} |", "|---" * (1 + len(cfgs)) + "|"]
+    for amount in [*map(list, AMOUNTS), None]:
+        name = "host's best sampler" if amount is None else f"{amount[0]} x {amount[1]}"
+        found = [next(row for row in rows if (row["cfg"], row["amount"]) == (cfg, amount)) for cfg in cfgs]
+        cells = (" / ".join(f"{error:.1e}" for error in row["errors"].values()) for row in found)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def compared(rows: list[Row]) -> Iterator[tuple[str, int, Row, Row]]:
     """For each problem and number of calls the host's best and ours, each on its best schedule."""
     for problem, calls in dict.fromkeys((row.problem, row.calls) for row in rows):
@@ -113,13 +147,13 @@ def compared(rows: list[Row]) -> Iterator[tuple[str, int, Row, Row]]:
 
 
 def shares(rows: list[Row]) -> str:
-    """For a page: a row a problem, a column a number of calls."""
+    """For a page: a row a problem, a column a number of calls. Shares of the geometric mean, the mean, the median."""
     calls = sorted({row.calls for row in rows})
     lines = [f"| problem | {' | '.join(f'{n} calls' for n in calls)} |", "|---" * (len(calls) + 1) + "|"]
     cells: dict[str, list[str]] = {}
     for problem, _, theirs, ours in sorted(compared(rows), key=lambda found: found[1]):
-        share = ours.geometric / theirs.geometric
-        cell = f"{ours.geometric:.1e} / {theirs.geometric:.1e} {theirs.sampler} ({share:.0%})"
+        mean, median, share = (getattr(ours, n) / getattr(theirs, n) for n in ("mean", "median", "geometric"))
+        cell = f"{ours.geometric:.1e} / {theirs.geometric:.1e} {theirs.sampler} ({share:.0%}, {mean:.0%}, {median:.0%})"
         cells.setdefault(problem, []).append(cell)
     order = dict.fromkeys(row.problem for row in rows)
     return "\n".join([*lines, *(f"| {problem} | {' | '.join(cells[problem])} |" for problem in order)])
@@ -210,6 +244,7 @@ def main() -> None:
     parser.add_argument("--calls", nargs="+", type=int, default=[5, 6, 8, 10, 12, 20])
     parser.add_argument("--seeds", type=int, default=64)
     parser.add_argument("--speed", action="store_true", help="the cost of a step instead of its error")
+    parser.add_argument("--amounts", action="store_true", help="what more images and levels bring, instead")
     parser.add_argument("--picture", type=Path, help="draw a comparison into this file instead")
     parser.add_argument("--out", type=Path, default=Path("dpm_solver_v3.json"))
     args = parser.parse_args()
@@ -219,14 +254,19 @@ def main() -> None:
     if args.picture:
         print(picture(args.picture))
         return
+    if args.amounts:
+        found: list[dict[str, Any]] = []
+        for name in args.problems:
+            found += by_amount(PROBLEMS[name](args.seeds), args.calls)
+            record(args.out, seeds=args.seeds, rows=found)
+        return
     rows: list[Row] = []
     checks: dict[str, str] = {}
     for name in args.problems:
         problem = PROBLEMS[name](args.seeds)
         checks[problem.name] = measure(problem, name.split("-")[1], args.calls, rows.append)
         print(f"{problem.name}: {checks[problem.name]}", flush=True)
-        document = {"seeds": args.seeds, "checks": checks, "rows": [asdict(row) for row in rows]}
-        args.out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        record(args.out, seeds=args.seeds, checks=checks, rows=[asdict(row) for row in rows])
         print(table([row for row in rows if row.problem == problem.name]), flush=True)
 
 

@@ -8,7 +8,6 @@ call. What the host itself does with a schedule (dpm_2 and uni_pc drop the last 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import warnings
@@ -26,6 +25,7 @@ logging.basicConfig(level=logging.ERROR)
 start_host()
 import comfy.samplers  # noqa: E402
 from problems import Problem, demo_problem, mixture_problem, run  # noqa: E402
+from record import record  # noqa: E402
 
 # The _cfg_pp samplers follow another equation and end at another picture; dpm_adaptive chooses its own calls.
 NO_RIVAL = ("cfg_pp", "dpm_adaptive")
@@ -148,8 +148,7 @@ def main() -> None:
         plan = [(entry, budget) for budget in args.calls for entry in rivals()]
         found = (measure(problem, entry, budget) for entry, budget in tqdm(plan, desc=name, mininterval=2))
         rows += [row for row in found if row]
-        document = {"seeds": args.seeds, "end_error": accuracy, "rows": [asdict(r) for r in rows]}
-        args.out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        record(args.out, seeds=args.seeds, end_error=accuracy, rows=[asdict(r) for r in rows])
     print(table(rows, args.best))
     print(f"All {len(rows)} figures: {args.out}")
 

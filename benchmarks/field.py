@@ -32,6 +32,7 @@ from fewstep.nodes.host.dual_fast import dual_fast_sampler  # noqa: E402
 from fewstep.nodes.host.noise_law import noise_law  # noqa: E402
 from fewstep.nodes.measuring.estimate import geometric_mean  # noqa: E402
 from problems import Problem, demo_problem, mixture_problem, run, second_problem  # noqa: E402
+from record import record  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
 CALLS = (5, 8, 12, 20)
@@ -164,7 +165,7 @@ def main() -> None:
     for network, cfg in product(args.networks.split(","), CFGS):
         with torch.no_grad():
             found += rows(network, cfg, args.seeds)
-        args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        record(args.out, seeds=args.seeds, rows=found)
     print(table(found), summary(found), sep="\n\n")
 
 

@@ -9,7 +9,6 @@ plain cfg does.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from fewstep.samplers.guidance import MODES
 from guidances import applied, drawn, spread_of
+from record import record
 from support.host_mixture import label_conditioning, mixture_model
 from support.metrics import sliced_energy_distance
 from support.mixture import Mixture
@@ -105,6 +105,13 @@ def measure(variant: str, cfgs: tuple[float, ...]) -> Iterator[Row]:
                 )
 
 
+def of_true_draws() -> dict[str, float]:
+    """What a row would have if the draws were true."""
+    truth = overlapping().sample(DRAWS, 2, LABEL)
+    distance = 1000 * sliced_energy_distance(truth, overlapping().sample(4 * DRAWS, 1, LABEL))
+    return {"distance": distance, "fit": fit_of(truth)}
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Tables
 
@@ -121,6 +128,21 @@ def by_distance(rows: list[Row]) -> str:
         for r in sorted(best, key=lambda r: r.distance):
             figures = f"{r.distance:.1f} | {r.fit:.3f} | {r.amplitude:+.1%} | {r.outside:+.2%}"
             lines.append(f"| {problem}, {cfg:g} | {r.kind} | {r.setting} | {figures} |")
+    return "\n".join(lines)
+
+
+def by_kind(rows: list[Row]) -> str:
+    """For a page: a row a kind at its best setting by distance, a column a cfg. In brackets the excess amplitude."""
+    places = sorted({(r.problem, r.cfg) for r in rows if r.cfg >= 3})
+    lines = [f"| guidance | {' | '.join(f'{problem}, cfg {cfg:g}' for problem, cfg in places)} |"]
+    lines.append("|---" * (1 + len(places)) + "|")
+    for kind in GRID:
+        own = [[r for r in rows if (r.problem, r.cfg, r.kind) == (*place, kind)] for place in places]
+        best = [min(here, key=lambda r: r.distance) for here in own]
+        same = len({r.setting for r in best}) == 1
+        name = f"{kind}, {best[0].setting}" if same and best[0].setting else kind
+        cells = [f"{r.distance:.1f} ({r.amplitude:+.1%}){'' if same else f', {r.setting}'}" for r in best]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -143,13 +165,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("guidance.json"))
     args = parser.parse_args()
     rows: list[Row] = []
+    true = of_true_draws()
     for variant in args.variants:
         rows += measure(variant, CFGS[variant])
-        args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    truth = overlapping().sample(DRAWS, 2, LABEL)
-    distance = 1000 * sliced_energy_distance(truth, overlapping().sample(4 * DRAWS, 1, LABEL))
-    print(f"true draws: distance {distance:.1f}, fit {fit_of(truth):.3f}")
-    print(by_distance(rows), at_equal_fit(rows), sep="\n\n")
+        record(args.out, draws=DRAWS, steps=STEPS, true_draws=true, rows=[asdict(row) for row in rows])
+    print(f"true draws: distance {true['distance']:.1f}, fit {true['fit']:.3f}")
+    print(by_distance(rows), by_kind(rows), at_equal_fit(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

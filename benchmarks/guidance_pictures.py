@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ sys.path.append(str(DEMO))  # the demo's scripts stand beside each other, outsid
 from data import download, pictures, select  # noqa: E402
 from evaluate import encode, prompts, to_the_nearest  # noqa: E402
 from problems import ICONS, second_coded  # noqa: E402
+from record import record, rows_of  # noqa: E402
 
 STEPS = 16
 CLIPPED = 0.1  # beyond -1 to 1, a twentieth of the range: more than the grain on a white ground
@@ -57,7 +59,7 @@ POINTS = [
     *by_strength("ours, cap, orthogonal 0", "ours cap", (0.3, 0.5, 0.7, 1.0, 1.5, 2.5), orthogonal=0.0),
     *by_strength("ours, soft", "ours soft", (0.3, 0.7, 1.5)),
     *by_strength("ours, fixed", "ours fixed", (0.3, 0.6, 0.9)),
-    *by_cfg("ours, cap .7", "ours cap", (2.0, 3.0, 5.0, 12.0), strength=0.7),
+    *by_cfg("ours, cap .7", "ours cap", strength=0.7),
     *by_cfg("APG, eta 0, threshold 5", "APG", eta=0.0, threshold=5.0),
     *by_cfg("APG, eta 1, threshold 5", "APG", eta=1.0, threshold=5.0),
     *by_cfg("RescaleCFG .7", "RescaleCFG", multiplier=0.7),
@@ -225,6 +227,27 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def by_guidance(rows: list[Row], cfgs: tuple[float, ...] = (3.0, 5.0, 8.0, 12.0)) -> str:
+    """For a page: a row a kind of guidance that goes by cfg, a column a cfg."""
+    lines = [f"| guidance | {' | '.join(f'cfg {cfg:g}' for cfg in cfgs)} |", "|---" * (1 + len(cfgs)) + "|"]
+    for curve in dict.fromkeys(row.curve for row in rows if row.dial.startswith("cfg")):
+        found = {row.dial: row for row in rows if row.curve == curve}
+        cells = (
+            f"{r.named:.0%}, {r.margin:.3f}, {r.distance:.3f}, {r.clipped:.1%}, {r.chroma:+.1%}"
+            if (r := found.get(f"cfg {cfg:g}"))
+            else ""
+            for cfg in cfgs
+        )
+        lines.append(f"| {curve} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def others(rows: list[Row]) -> str:
+    """For a page: what the table by cfg leaves out."""
+    shown = {f"cfg {cfg:g}" for cfg in (3.0, 5.0, 8.0, 12.0)}
+    return table([row for row in rows if row.dial not in shown])
+
+
 def curves(rows: list[Row], path: Path) -> None:
     """Clipped pixels, chroma and distance against how well pictures meet their prompts: a line a kind of guidance."""
     from matplotlib import colormaps
@@ -262,7 +285,7 @@ def grid(subject: Subject, spreads: dict[str, Any], path: Path) -> None:
 
 def done(path: Path, points: list[Point]) -> list[Row]:
     """What an earlier run has measured."""
-    rows = [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    rows = [Row(**row) for row in rows_of(json.loads(path.read_text(encoding="utf-8")))] if path.exists() else []
     if any((row.curve, row.dial) != (point.curve, point.dial) for row, point in zip(rows, points, strict=False)):
         raise SystemExit(f"{path} holds other settings than these. Give another file with --out.")
     return rows
@@ -276,7 +299,7 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("guidance_pictures.json"), help="a stopped run goes on from it"
     )
-    parser.add_argument("--only", nargs="+", default=[""], help="curves with one of these in their names")
+    parser.add_argument("--only", nargs="+", default=[""], help="curves whose names hold one of these patterns")
     parser.add_argument("--curves", type=Path, help="a PNG of the curves")
     parser.add_argument("--grid", type=Path, help="instead: a picture of eight prompts")
     args = parser.parse_args()
@@ -285,12 +308,12 @@ def main() -> None:
     if args.grid:
         grid(subject, spreads, args.grid)
         return
-    points = [point for point in POINTS if any(text in point.curve for text in args.only)]
+    points = [point for point in POINTS if any(re.search(text, point.curve) for text in args.only)]
     rows, conditioning = done(args.out, points), subject.coded(subject.prompts)
     for point in points[len(rows) :]:
         x = draw(subject, guided(subject.model, spreads, point), conditioning, point.cfg)
         rows.append(Row(point.curve, point.dial, **measured(x, subject.wanted, subject.data)))
-        args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+        record(args.out, prompts=args.prompts, rows=[asdict(row) for row in rows])
         print(rows[-1], flush=True)
     print(table(rows))
     if args.curves:

@@ -15,7 +15,6 @@ published, an ancestral step, a move of the state by a / |e|, and the known part
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import warnings
@@ -38,6 +37,7 @@ from comfy.patcher_extension import WrappersMP  # noqa: E402
 from fewstep.nodes.host.constraint import Held, Known  # noqa: E402
 from fewstep.samplers.constraint import Grey, Identity, Measurement, Operator, Pooled  # noqa: E402
 from fewstep.samplers.noise_law import VARIANCE_EXPLODING  # noqa: E402
+from record import record  # noqa: E402
 from support.host_mixture import label_conditioning, mixture_model  # noqa: E402
 from support.inverse import Posterior, judged, matrix_of, posterior  # noqa: E402
 from support.mixture import GuidedMixture, picture_like  # noqa: E402
@@ -208,7 +208,7 @@ def main() -> None:
     found: list[dict] = []
     for name in OPERATORS:
         found += rows(name, problems(name, args.problems, args.draws))
-        args.out.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n", encoding="utf-8")
+        record(args.out, problems=args.problems, draws=args.draws, rows=found)
     print(table(found))
 
 

@@ -8,7 +8,6 @@ error to the converged latent is printed: geometric mean, mean and median over t
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import torch
 from dpm_solver_v3 import errors, first, statistics_of
 from error_per_call import comfy, host_entry
 from problems import Problem, demo_problem, mixture_problem, second_problem
+from record import record
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -112,22 +112,41 @@ def fitted(problem: Problem, sampler, calls: int, tries: int = 300) -> float:
     return math.exp(minimize(of_logarithms, best[:-1].log(), method="Powell", options={"maxfev": tries}).fun)
 
 
+def compared(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
+    """For each problem, solver and number of calls the searched schedule, and the host's best."""
+    for place in dict.fromkeys((row.problem, row.solver, row.calls) for row in rows):
+        here = [row for row in rows if (row.problem, row.solver, row.calls) == place]
+        ours = next(row for row in here if row.schedule == "searched")
+        yield ours, min((row for row in here if row is not ours), key=lambda row: row.geometric)
+
+
+def wide(rows: list[Row]) -> str:
+    """For a page: a row a problem and solver, a column a number of calls. In brackets the share of the means."""
+    calls = sorted({row.calls for row in rows})
+    lines = [f"| problem, sampler | {' | '.join(f'{n} calls' for n in calls)} |", "|---" * (len(calls) + 1) + "|"]
+    cells: dict[str, dict[int, str]] = {}
+    for ours, best in compared(rows):
+        share, mean = ours.geometric / best.geometric, ours.mean / best.mean
+        cell = f"{share:.0%} of {best.geometric:.1e} {best.schedule} ({mean:.0%})"
+        cells.setdefault(f"{ours.problem}, {ours.solver}", {})[ours.calls] = cell
+    lines += [f"| {name} | {' | '.join(found.get(n, '') for n in calls)} |" for name, found in cells.items()]
+    return "\n".join(lines)
+
+
 def table(rows: list[Row]) -> str:
     """For each problem, solver and number of calls the host's best schedule, the searched one, and their ratio."""
     lines = [
         "| problem, solver | calls | searched / host's best (geometric mean) | share | mean share | median share |"
     ]
     lines.append("|---|---|---|---|---|---|")
-    for problem, solver, calls in dict.fromkeys((row.problem, row.solver, row.calls) for row in rows):
-        here = [row for row in rows if (row.problem, row.solver, row.calls) == (problem, solver, calls)]
-        ours = next(row for row in here if row.schedule == "searched")
-        best = min((row for row in here if row is not ours), key=lambda row: row.geometric)
+    for ours, best in compared(rows):
         shares = (getattr(ours, name) / getattr(best, name) for name in ("geometric", "mean", "median"))
-        lines.append(
-            f"| {problem}, {solver} | {calls} | {ours.geometric:.1e} / {best.geometric:.1e} {best.schedule} | "
-            + " | ".join(f"{share:.0%}" for share in shares)
-            + " |"
-        )
+        place = f"{ours.problem}, {ours.solver} | {ours.calls}"
+        figures = [
+            f"{ours.geometric:.1e} / {best.geometric:.1e} {best.schedule}",
+            *(f"{share:.0%}" for share in shares),
+        ]
+        lines.append(f"| {place} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
@@ -154,7 +173,7 @@ def main() -> None:
     for name in args.problems:
         for row in measure(PROBLEMS[name](args.seeds), args.solvers, args.calls):
             rows.append(row)
-            args.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+            record(args.out, seeds=args.seeds, rows=[asdict(row) for row in rows])
         print(table([row for row in rows if row.problem == rows[-1].problem]), flush=True)
 
 

@@ -17,7 +17,6 @@ Problems: a kind of model, and what its network does.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import statistics
@@ -27,6 +26,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from support.host import start_host
@@ -42,6 +42,7 @@ from fewstep.samplers.noise_law import NoiseLaw  # noqa: E402
 from fewstep.schedulers.restart.plan import Interval  # noqa: E402
 from fewstep.schedulers.restart.request import requested_plan  # noqa: E402
 from problems import Problem, run  # noqa: E402
+from record import record  # noqa: E402
 from support.host_mixture import MixtureNetwork, label_conditioning, mixture_model  # noqa: E402
 from support.mixture import Mixture, picture_like  # noqa: E402
 
@@ -288,6 +289,16 @@ def result(name: str, calls: int, args: argparse.Namespace) -> Result:
     return Result(name, calls, ours, alone, {rival: at_best(rivals(rival))[1] for rival in RIVALS})
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """For a page: a row a problem and number of calls, the distances x 100000."""
+    lines = [f"| problem | calls | Restart | {' | '.join(RIVALS)} | Restart's sampler alone |", "|---" * 8 + "|"]
+    for row in results:
+        figures = [row["restart"], *(row["rivals"][name] for name in RIVALS), row["alone"]]
+        means = [f"{1e5 * statistics.mean(figure['distances']):.1f}" for figure in figures]
+        lines.append(f"| {row['problem']} | {row['calls']} | {' | '.join(means)} |")
+    return "\n".join(lines)
+
+
 def resolution(count: int, seeds: int) -> float:
     """Standard error of the mean distance between true draws and true draws: what cannot be told from 0."""
     mixture, along = picture_like(CHANNELS, SIZE, classes=CLASSES), directions(CHANNELS * SIZE * SIZE, SLICES)
@@ -314,9 +325,8 @@ def main() -> None:
     for name, calls in product(args.problems, args.calls):
         results.append(result(name, calls, args))
         print(results[-1].line(), flush=True)
-        document = {"resolution": smallest, "options": vars(args) | {"out": str(args.out)}}
-        document["results"] = [asdict(r) for r in results]
-        args.out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        draws = {"count": args.count, "seeds": args.seeds}
+        record(args.out, **draws, resolution=smallest, results=[asdict(r) for r in results])
     print("\nRestart's settings (points, repeats, from, to, in noise-to-signal) and the best rival:")
     for r in results:
         print(f"{r.problem:<16}{r.calls:>6}  {r.restart.setting:<44} {r.rivals[r.best_rival].setting}")

@@ -1,25 +1,44 @@
 """`python3 run.py python benchmarks/tables.py`: the tables of the pages, made anew from benchmarks/results.
 
 A table stands in a page between the lines <!-- table: NAME --> and <!-- end of table -->. A test says where pages and
-results differ, so a figure is changed by measuring again.
+results differ, so a figure is changed by measuring again. What a page says in sentences: claims.py.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from record import rows_of
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 PAGES = [ROOT / "README.md", ROOT / "demo" / "README.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 TABLE = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+ANY_TABLE = re.compile(r"^(\|.*)\n\|[-| :]+\|\n((?:\|.*(?:\n|$))+)", re.MULTILINE)
+NO_FIGURE = re.compile(r"`[^`]*`|\]\([^)]*\)")  # digits in commands and in addresses
+Rows = list[dict[str, Any]]
 
 
 def results(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def rows(*names: str) -> Rows:
+    """Of several results, one after the other."""
+    return [row for name in names for row in rows_of(results(name))]
+
+
+def unmeasured() -> str:
+    """Boost with nothing connected: a row a network and cfg, a column a number of calls, and what it comes to."""
+    import boost
+
+    found = rows("boost_mixtures", "boost_bundled")
+    return f"{boost.summary(found)}\n\n{boost.table(found)}"
 
 
 def tuned(part: str) -> str:
@@ -29,37 +48,82 @@ def tuned(part: str) -> str:
     return tune.table(results("tune")[part]["rows"], "normal")
 
 
+def efforts() -> str:
+    import tune
+
+    found = results("tune")
+    return tune.efforts({"bundled": found["demo"]["rows"], "mixtures": found["mixture"]["rows"]})
+
+
 def field() -> str:
     import field
 
-    return field.summary(results("field"))
+    return field.summary(rows("field"))
 
 
-def searched(rows: list[dict[str, Any]]) -> str:
+def searched(found: Rows) -> str:
     """A searched schedule against the best of the host's: a row a solver and a number of calls."""
     import optimal_steps
 
-    return optimal_steps.table([optimal_steps.Row(**row) for row in rows])
+    return optimal_steps.table([optimal_steps.Row(**row) for row in found])
 
 
-def guided(rows: list[dict[str, Any]]) -> str:
+def searched_by_calls(found: Rows) -> str:
+    import optimal_steps
+
+    return optimal_steps.wide([optimal_steps.Row(**row) for row in found])
+
+
+def guided(found: Rows, made: str = "table") -> str:
     """Kinds of guidance: a row a place on a curve."""
     import guidance_pictures
 
-    return guidance_pictures.table([guidance_pictures.Row(**row) for row in rows])
+    return getattr(guidance_pictures, made)([guidance_pictures.Row(**row) for row in found])
 
 
-def statistics_used(rows: list[dict[str, Any]]) -> str:
+def guided_exactly() -> str:
+    import guidance
+
+    return guidance.by_kind([guidance.Row(**row) for row in rows("guidance")])
+
+
+def of_gmflow() -> str:
+    import gmflow
+
+    return gmflow.table(rows("gmflow_mixture"))
+
+
+def measured_by_amounts() -> str:
     import dpm_solver_v3
 
-    return dpm_solver_v3.shares([dpm_solver_v3.Row(**row) for row in rows])
+    return dpm_solver_v3.amounts(rows("statistics_amounts"))
+
+
+def statistics_used(found: Rows) -> str:
+    import dpm_solver_v3
+
+    return dpm_solver_v3.shares([dpm_solver_v3.Row(**row) for row in found])
+
+
+def evaluated(made: str, name: str = "demo") -> str:
+    """Of the bundled model: a table that the demo's own script makes."""
+    sys.path.append(str(ROOT / "demo"))  # scripts that stand beside each other, outside of any package
+    import evaluate
+
+    return getattr(evaluate, made)(rows(name))
+
+
+def restarted() -> str:
+    import restart
+
+    return restart.table(results("restart")["results"])
 
 
 def known() -> str:
     """Pictures of which something is known: a row a way to draw the rest."""
     import inverse
 
-    return inverse.table(results("inverse"))
+    return inverse.table(rows("inverse"))
 
 
 def built() -> str:
@@ -69,17 +133,61 @@ def built() -> str:
     return architectures.table(results("architectures"))
 
 
+BY_HAND = {
+    ("README.md", "| what | costs, in pictures of 20 steps | gains |"): "claims.py",
+    ("README.md", "| node | what it gives |"): "claims.py",
+    ("benchmarks/README.md", "| you have | use | what it gains | what it costs | where it loses |"): "claims.py",
+    ("benchmarks/README.md", "| command | what it measures |"): "no figures but those of the commands",
+    (
+        "benchmarks/figures/dpm_solver_v3.md",
+        "| problem | 5 calls | 6 calls | 8 calls | 10 calls | 12 calls | 20 calls |",
+    ): "two hours of two cores; DPM-Solver-v3 on the bundled model makes it, once measured on a GPU",
+    (
+        "benchmarks/figures/optimal_steps.md",
+        "| problem, sampler | 4 calls | 5 calls | 6 calls | 8 calls | 10 calls |",
+    ): "hours of two cores; Search on the bundled model makes it, once measured on a GPU",
+    ("benchmarks/figures/guidance.md", "| guidance | cfg 3 | cfg 5 | cfg 8 | cfg 12 |"): "kinds not measured since",
+    ("benchmarks/figures/guidance.md", "| mode | named | likeness | distance | clipped | chroma |"): "the same",
+    ("benchmarks/figures/many_workers.md", "| measurement | calls | 2 workers | 4 | 8 | 16 | 64 |"): "counted",
+    ("benchmarks/second/README.md", "| | bundled network | second network |"): "sizes",
+}  # pages and tables whose figures no result makes, and why not
 TABLES: dict[str, Callable[[], str]] = {
+    "Boost": unmeasured,
+    "Tune by effort": efforts,
     "Tune on the bundled network": lambda: tuned("demo"),
     "Tune on mixtures": lambda: tuned("mixture"),
     "the field's samplers": field,
-    "prompt_cfg": lambda: guided(results("guidance_pictures")["rows"]),
+    "guidance on mixtures": guided_exactly,
+    "guidance by cfg": lambda: guided(rows("guidance_pictures"), "by_guidance"),
+    "prompt_cfg": lambda: guided(rows("guidance_pictures"), "others"),
+    "GMFlow on a mixture": of_gmflow,
+    "GMFlow on the bundled model": lambda: evaluated("few_calls_table", "few_calls"),
+    "pictures of the bundled model": lambda: evaluated("quality_table"),
+    "velocity of the bundled model": lambda: evaluated("velocity_table"),
+    "Search on mixtures": lambda: searched_by_calls(rows("optimal_steps_mixtures")),
+    "Search on the bundled model": lambda: searched_by_calls(rows("optimal_steps_bundled")),
     "Search on the second network": lambda: searched(results("second")["optimal_steps"]),
     "guidance on the second network": lambda: guided(results("second")["guidance"]),
+    "DPM-Solver-v3 on mixtures": lambda: statistics_used(rows("dpm_solver_v3_mixtures")),
+    "how much must be measured": measured_by_amounts,
+    "DPM-Solver-v3 on the bundled model": lambda: statistics_used(rows("dpm_solver_v3_bundled")),
     "DPM-Solver-v3 on the second network": lambda: statistics_used(results("second")["dpm_solver_v3"]["rows"]),
+    "Restart": restarted,
     "networks at full size": built,
     "inverse problems": known,
 }
+
+
+def by_hand(page: str) -> list[str]:
+    """The first lines of the tables with figures that no result makes."""
+    tables = ANY_TABLE.findall(TABLE.sub("", page))
+    return [head for head, body in tables if re.search(r"\d", NO_FIGURE.sub("", body))]
+
+
+def not_listed() -> list[str]:
+    """Tables by hand that BY_HAND does not name, and names in it that no table has."""
+    found = [(path.relative_to(ROOT).as_posix(), head) for path in PAGES for head in by_hand(path.read_text("utf-8"))]
+    return [f"{page}: {head}" for page, head in sorted({*found} ^ {*BY_HAND})]
 
 
 def remade(page: str) -> str:

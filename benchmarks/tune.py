@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import geometric_mean
 
 import torch
 from support.host import start_host
@@ -47,10 +48,12 @@ from fewstep.samplers.table import Row, Table, step_by_table  # noqa: E402
 from fewstep.schedulers.tuning.path import followed  # noqa: E402
 from fewstep.schedulers.tuning.tuning import Tuning  # noqa: E402
 from problems import Problem, coded, demo_start, mixture_problem, run, second_coded, second_start  # noqa: E402
+from record import record  # noqa: E402
 from support.host_mixture import label_conditioning  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results")
-CALLS = (4, 5, 6, 8, 10, 12, 15, 20)
+FEW_CALLS, MANY_CALLS = (4, 5, 6, 8, 10), (12, 15, 20)
+CALLS = FEW_CALLS + MANY_CALLS
 SEEN = ["red apple", "blue heart", "cat face"]
 UNSEEN = ["violin", "green leaf", "dog face", "pizza", "octopus", "crown", "umbrella", "banana", "tiger", "snowman",
           "guitar", "crying face", "mushroom", "balloon", "cherries", "fox", "whale", "strawberry", "tulip", "koala",
@@ -293,14 +296,39 @@ def table(found: list[dict], way: str) -> str:
     return "\n".join(lines)
 
 
+def shares(found: list[dict], way: str, numbers: Sequence[int]) -> list[float]:
+    return [share(row, way) for row in found if row["calls"] in numbers]
+
+
 def summary(found: list[dict], way: str) -> str:
     parts = []
-    for numbers in ((4, 5, 6, 8, 10), (12, 15, 20)):
-        shares = torch.tensor([share(row, way) for row in found if row["calls"] in numbers])
-        if len(shares):
-            mean = float(shares.log().mean().exp())
-            parts.append(f"{numbers[0]} to {numbers[-1]} calls: {mean:.0%} in the mean, at worst {shares.max():.0%}")
+    for numbers in (FEW_CALLS, MANY_CALLS):
+        if here := shares(found, way, numbers):
+            parts.append(
+                f"{numbers[0]} to {numbers[-1]} calls: {geometric_mean(here):.0%} in the mean, at worst {max(here):.0%}"
+            )
     return f"{way}: " + "; ".join(parts)
+
+
+def spent(found: list[dict], way: str) -> int:
+    """Model calls that the measuring took: the same in every cell."""
+    return max((row["spent"][way]["calls"] for row in found if way in row["spent"]), default=0)
+
+
+def efforts(networks: dict[str, list[dict]]) -> str:
+    """For a page: a row an effort; for each kind of network the shares at few and at many calls, mean and worst."""
+    parts = list(itertools.product(networks, (FEW_CALLS, MANY_CALLS)))
+    heads = [f"{numbers[0]} to {numbers[-1]} calls, {name} | at worst" for name, numbers in parts]
+    lines = [f"| effort | model calls | {' | '.join(heads)} |", "|---" * (2 + 2 * len(heads)) + "|"]
+    names = {"unmeasured": "none: Boost alone", "quick": "quick (no tables from 15 calls on)"}
+    first = next(iter(networks.values()))
+    for way in first[0]["ours"]:
+        cells = [f"{spent(first, way):,}"]
+        for name, numbers in parts:
+            here = shares(networks[name], way, numbers) if way in networks[name][0]["ours"] else []
+            cells += [f"{geometric_mean(here):.0%}", f"{max(here):.0%}"] if here else ["", ""]
+        lines.append(f"| {names.get(way, way)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -327,7 +355,7 @@ def main() -> None:
     with torch.no_grad():
         for network, cfg in itertools.product(args.networks.split(","), map(float, args.cfgs.split(","))):
             found += rows(network, cfg, args.seeds, efforts, known, lambda text: print(text, flush=True))
-            args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            record(args.out, seeds=args.seeds, rows=found)
     for way in ("unmeasured", *efforts):
         print(table(found, way), summary(found, way), sep="\n\n", end="\n\n")
 

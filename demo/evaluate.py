@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ from fewstep.samplers.gmflow.transition import Posterior  # noqa: E402
 from fewstep.samplers.noise_law import FLOW  # noqa: E402
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "benchmarks"))  # scripts that stand beside each other, outside of any package
+from record import record  # noqa: E402
+
 INTERVALS = ((1.0, 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.125), (0.875, 0.75), (0.625, 0.5), (0.375, 0.25))
 TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 
@@ -126,8 +130,10 @@ def sheet(drawn: Tensor, columns: int, path: Path) -> None:
     Image.fromarray(rows.transpose(0, 2, 1, 3, 4).reshape(len(rows) * 64, columns * 64, 3)).save(path, optimize=True)
 
 
-def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, path: Path | None) -> None:
-    """Named pictures, and the distance to the nearest one, at 2 to 8 calls, a line and a row of pictures a setting."""
+def few_calls(
+    texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, budgets: list[int], path: Path | None
+) -> Iterator[dict]:
+    """Named pictures, and the distance to the nearest one, in so many calls: a row of figures and of pictures each."""
     choices = [Choice(mode, order, 0, 1.0, False) for mode in ("ode", "sde") for order in (1, 2)]
     first, ode, _, sde = choices
     settings = [Setting("flow", "euler", cfg) for cfg in (3.0, 1.5)]
@@ -135,16 +141,30 @@ def few_calls(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: T
     settings += [Setting("gmflow", sampler, cfg) for cfg in (3.0, 1.5) for sampler in samplers]
     settings += [Setting("gmflow", sampler, strength=0.45) for sampler in ("euler", first, ode, sde)]
     settings += [Setting("gmflow", ode, strength=0.7), Setting("gmflow", sde, strength=0.2)]
-    rows = []
-    for calls in (2, 4, 6, 8):
+    shown = []
+    for calls in budgets:
         for setting in settings:
             drawn = draw(setting, texts, calls, seed=0)
-            rows.append(drawn[:8])
+            shown.append(drawn[:8])
             itself, kind = named(drawn, wanted, emoji, data)
             row = {"calls": calls, **setting.words, "of": len(texts), "named_picture": itself, "its_subcategory": kind}
-            print(json.dumps(row | {"to_the_nearest": round(to_the_nearest(drawn, data), 4)}), flush=True)
+            away = distances(drawn, data)
+            error = away.std().item() / len(away) ** 0.5
+            yield row | {"to_the_nearest": round(away.mean().item(), 4), "standard_error": round(error, 4)}
     if path:
-        sheet(torch.cat(rows), 8, path)
+        sheet(torch.cat(shown), 8, path)
+
+
+def few_calls_table(rows: list[dict]) -> str:
+    """For a page: a row a setting, a column a number of calls; named, of its subcategory, distance."""
+    numbers = sorted({row["calls"] for row in rows})
+    lines = [f"| model, sampler, guidance | {' | '.join(f'{n} calls' for n in numbers)} |"]
+    lines.append("|---" * (1 + len(numbers)) + "|")
+    cells: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: row["calls"]):
+        cell = f"{row['named_picture']}, {row['its_subcategory']}, {row['to_the_nearest']:.3f}"
+        cells.setdefault(f"{row['variant']}, {row['sampler']}, {row['guidance']}", []).append(cell)
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(found)} |" for name, found in cells.items())])
 
 
 def mixtures(texts: list[str], x0: Tensor) -> Iterator[dict[str, float]]:
@@ -207,9 +227,47 @@ def square(x: Tensor) -> float:
     return x.square().mean().item()
 
 
+def distances(drawn: Tensor, data: Tensor) -> Tensor:
+    """Root mean squared difference of each picture in [-1, 1] to the nearest of the data: how clean it is."""
+    return torch.cdist(drawn.flatten(1), data.flatten(1)).amin(1) / drawn[0].numel() ** 0.5
+
+
 def to_the_nearest(drawn: Tensor, data: Tensor) -> float:
-    """Root mean squared difference of a picture in [-1, 1] to the nearest of the data, on average: how clean it is."""
-    return (torch.cdist(drawn.flatten(1), data.flatten(1)).amin(1) / drawn[0].numel() ** 0.5).mean().item()
+    return distances(drawn, data).mean().item()
+
+
+def quality(texts: list[str], wanted: list[Emoji], emoji: list[Emoji], data: Tensor, path: Path) -> Iterator[dict]:
+    """Named pictures a variant, then errors of the velocity a time."""
+    for variant in ("eps", "gmflow"):
+        drawn = draw(Setting(variant), texts, 30, seed=0)
+        itself, kind = named(drawn, wanted, emoji, data)
+        yield {"variant": variant, "of": len(texts), "named_picture": itself, "its_subcategory": kind}
+        if variant == "eps":
+            sheet(drawn[:64], 8, path)
+    yield from velocity_errors(EmojiLatent().process_in(data))
+
+
+def quality_table(rows: list[dict]) -> str:
+    """For a page: how many pictures are the named ones, a row a variant."""
+    schedules = {"eps": "eps, karras", "gmflow": "gmflow, simple (the mixture's mean)"}
+    lines = ["| variant | nearest is the named picture | ... or one of its subcategory |", "|---|---|---|"]
+    for row in (row for row in rows if "variant" in row):
+        counts = (f"{row[name]} of {row['of']}" for name in ("named_picture", "its_subcategory"))
+        lines.append(f"| {schedules[row['variant']]} | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
+def velocity_table(rows: list[dict]) -> str:
+    """For a page: errors of both heads, a column a time; and of the clean latent, which is t times the first."""
+    found = [row for row in rows if "t" in row]
+    named = {
+        "velocity head (eps, v, flow)": [row["flow"] for row in found],
+        "mixture's mean (gmflow)": [row["gmflow"] for row in found],
+        "clean latent, velocity head": [row["t"] * row["flow"] for row in found],
+    }
+    lines = [f"| t | {' | '.join(str(row['t']) for row in found)} |", "|---" * (1 + len(found)) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{error:.2f}' for error in errors)} |" for name, errors in named.items()]
+    return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -217,9 +275,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="evaluate.py", description=__doc__)
     parser.add_argument("--data", type=Path, default=HERE / ".state", help="where the picture archive is or goes")
     parser.add_argument("--sheet", type=Path, help="a PNG of some pictures; with --few-calls only if given")
-    parser.add_argument("--few-calls", action="store_true", help="2 to 8 model calls instead, GMFlow beside Euler")
+    parser.add_argument("--few-calls", action="store_true", help="few model calls instead, GMFlow beside Euler")
+    parser.add_argument("--calls", type=int, nargs="+", default=[2, 4, 6, 8], help="of --few-calls")
     parser.add_argument("--mixtures", action="store_true", help="what GMFlow's mixtures know of the next call, instead")
     parser.add_argument("--prompts", type=int, default=100, help="how many")
+    parser.add_argument("--out", type=Path, help="all figures, as JSON")
     args = parser.parse_args()
     package = download(args.data)
     emoji = select(package)
@@ -227,20 +287,17 @@ def main() -> None:
     wanted = prompts(emoji, args.prompts)
     texts = [e.name for e in wanted]
     if args.few_calls:
-        few_calls(texts, wanted, emoji, data, args.sheet)
-        return
-    if args.mixtures:
-        for row in mixtures(texts, EmojiLatent().process_in(data[[emoji.index(one) for one in wanted]])):
-            print(json.dumps({k: round(v, 4) for k, v in row.items()}), flush=True)
-        return
-    for variant in ("eps", "gmflow"):
-        drawn = draw(Setting(variant), texts, 30, seed=0)
-        itself, kind = named(drawn, wanted, emoji, data)
-        print(json.dumps({"variant": variant, "of": len(texts), "named_picture": itself, "its_subcategory": kind}))
-        if variant == "eps":
-            sheet(drawn[:64], 8, args.sheet or HERE / "samples.png")
-    for row in velocity_errors(EmojiLatent().process_in(data)):
-        print(json.dumps({k: round(v, 4) for k, v in row.items()}))
+        asked = few_calls(texts, wanted, emoji, data, args.calls, args.sheet)
+    elif args.mixtures:
+        asked = mixtures(texts, EmojiLatent().process_in(data[[emoji.index(one) for one in wanted]]))
+    else:
+        asked = quality(texts, wanted, emoji, data, args.sheet or HERE / "samples.png")
+    rows: list[dict] = []
+    for row in asked:
+        rows.append({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+        print(json.dumps(rows[-1]), flush=True)
+        if args.out:
+            record(args.out, prompts=args.prompts, rows=rows)
 
 
 if __name__ == "__main__":

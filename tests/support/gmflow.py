@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from fewstep.samplers.gmflow.checkpoint import GMDiTConfig
 from fewstep.samplers.gmflow.guidance import Prediction, guided
-from fewstep.samplers.gmflow.mixture import Gaussian, Mixture, Tilt, tilt, x0_from_u
+from fewstep.samplers.gmflow.mixture import Gaussian, Mixture, Tilt, choose, sample, tilt, x0_from_u
 from fewstep.samplers.gmflow.network import GMDiT, SpectrumNetwork
+from fewstep.samplers.gmflow.solver import GMFlow
 from fewstep.samplers.noise_law import FLOW
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from support.goldens import FOLDER, Arrays
+from support.metrics import sliced_energy_distance
 
 
 @cache
@@ -124,3 +126,40 @@ class Exact:
         alpha = FLOW.alpha(sigma)
         precision = torch.full_like(law.var, (alpha / sigma) ** 2)
         return Prediction(tilt(law, Tilt(torch.zeros_like(x), x * (alpha / sigma**2), precision)))
+
+
+COUNT = 8000
+
+
+def sigmas(steps: int) -> Tensor:
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+def noise_of(x: Tensor, seed: int):
+    """Fresh seeded draws of x's shape."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda sigma_from, sigma_to: torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+
+def three_peaks() -> Exact:
+    means = torch.tensor([[2.0, 0], [-1, 1.5], [-0.5, -2]], dtype=torch.float64).view(1, 3, 2, 1, 1)
+    logits = torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64).view(1, 3, 1, 1, 1)
+    return Exact(Mixture.of_logits(means, logits, torch.full((1, 1, 1, 1, 1), -1.6, dtype=torch.float64)))
+
+
+def true_samples(law: Mixture, count: int, seed: int = 11) -> Tensor:
+    many = Mixture(*(t.expand(count, *t.shape[1:]) for t in (law.means, law.logweights, law.logstds)))
+    return sample(many, choose(many, normal((count, 2, 1, 1), seed)), normal((count, 2, 1, 1), seed + 1))
+
+
+def distance_to_three_peaks(solver: GMFlow, steps: int) -> float:
+    """From the true law to what the solver draws."""
+    exact, x = three_peaks(), normal((COUNT, 2, 1, 1), 0)
+    drawn = solver(exact, x, sigmas(steps), noise=noise_of(x, 1))
+    return sliced_energy_distance(drawn, true_samples(exact.law, COUNT))
+
+
+def true_distance_to_three_peaks() -> float:
+    """Of two sets of true draws."""
+    law = three_peaks().law
+    return sliced_energy_distance(true_samples(law, COUNT), true_samples(law, COUNT, 13))

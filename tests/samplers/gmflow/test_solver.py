@@ -11,44 +11,29 @@ from functools import cache
 import pytest
 import torch
 from fewstep.samplers.gmflow.guidance import Prediction, guided
-from fewstep.samplers.gmflow.mixture import Mixture, choose, mean, sample
+from fewstep.samplers.gmflow.mixture import Mixture, mean
 from fewstep.samplers.gmflow.solver import MODES, GMFlow, between
 from fewstep.samplers.gmflow.transition import Posterior
-from support.gmflow import Exact, Guided, normal, random_mixture, tiny_gmdit
+from support.gmflow import (
+    COUNT,
+    Exact,
+    Guided,
+    distance_to_three_peaks,
+    noise_of,
+    normal,
+    random_mixture,
+    sigmas,
+    three_peaks,
+    tiny_gmdit,
+    true_samples,
+)
 from support.metrics import sliced_energy_distance
 from torch import Tensor
 
-COUNT = 8000
 MEAN_EULER = GMFlow("ode", order=1, substeps=1)
 
 
-def sigmas(steps: int) -> Tensor:
-    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-
-
-def noise_of(x: Tensor, seed: int):
-    """Fresh seeded draws of x's shape."""
-    generator = torch.Generator().manual_seed(seed)
-    return lambda sigma_from, sigma_to: torch.randn(x.shape, generator=generator, dtype=x.dtype)
-
-
-def three_peaks() -> Exact:
-    means = torch.tensor([[2.0, 0], [-1, 1.5], [-0.5, -2]], dtype=torch.float64).view(1, 3, 2, 1, 1)
-    logits = torch.tensor([0.0, 0.5, -0.5], dtype=torch.float64).view(1, 3, 1, 1, 1)
-    return Exact(Mixture.of_logits(means, logits, torch.full((1, 1, 1, 1, 1), -1.6, dtype=torch.float64)))
-
-
-def true_samples(law: Mixture, count: int) -> Tensor:
-    many = Mixture(*(t.expand(count, *t.shape[1:]) for t in (law.means, law.logweights, law.logstds)))
-    return sample(many, choose(many, normal((count, 2, 1, 1), 11)), normal((count, 2, 1, 1), 12))
-
-
-@cache
-def distance(solver: GMFlow, steps: int) -> float:
-    """From the true law to what the solver draws."""
-    exact, x = three_peaks(), normal((COUNT, 2, 1, 1), 0)
-    drawn = solver(exact, x, sigmas(steps), noise=noise_of(x, 1))
-    return sliced_energy_distance(drawn, true_samples(exact.law, COUNT))
+distance = cache(distance_to_three_peaks)
 
 
 # ---------------------------------------------------------------------------------------------------------
