@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from fewstep.nodes.measuring import compare, crew, estimate, search, spread, tun
 from fewstep.nodes.measuring.comparing.shelf import Shelf  # noqa: E402
 from fewstep.nodes.measuring.interrupted import Parts  # noqa: E402
 from fewstep.nodes.measuring.running import Counter  # noqa: E402
+from record import record  # noqa: E402
 from support.host_mixture import label_conditioning, mixture_model  # noqa: E402
 from support.mixture import picture_like  # noqa: E402
 
@@ -126,7 +126,7 @@ def main() -> None:
         ways = {str(n): longest(stages, n) for n in WORKERS}
         rows.append({"measurement": name, "calls": longest(stages, 1), "stages": len(stages), "longest": ways})
         print(f"{name}: {rows[-1]['calls']} calls in {len(stages)} stages, {ways}", file=sys.stderr, flush=True)
-    args.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    record(args.out, rows=rows)
     print(table(rows))
 
 

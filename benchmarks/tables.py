@@ -133,6 +133,12 @@ def built() -> str:
     return architectures.table(results("architectures"))
 
 
+def dealt_out() -> str:
+    import dealt
+
+    return dealt.table(rows("dealt"))
+
+
 BY_HAND = {
     ("README.md", "| what | costs, in pictures of 20 steps | gains |"): "claims.py",
     ("README.md", "| node | what it gives |"): "claims.py",
@@ -148,7 +154,6 @@ BY_HAND = {
     ): "hours of two cores; Search on the bundled model makes it, once measured on a GPU",
     ("benchmarks/figures/guidance.md", "| guidance | cfg 3 | cfg 5 | cfg 8 | cfg 12 |"): "kinds not measured since",
     ("benchmarks/figures/guidance.md", "| mode | named | likeness | distance | clipped | chroma |"): "the same",
-    ("benchmarks/figures/many_workers.md", "| measurement | calls | 2 workers | 4 | 8 | 16 | 64 |"): "counted",
     ("benchmarks/second/README.md", "| | bundled network | second network |"): "sizes",
 }  # pages and tables whose figures no result makes, and why not
 TABLES: dict[str, Callable[[], str]] = {
@@ -174,6 +179,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "DPM-Solver-v3 on the second network": lambda: statistics_used(results("second")["dpm_solver_v3"]["rows"]),
     "Restart": restarted,
     "networks at full size": built,
+    "many workers": dealt_out,
     "inverse problems": known,
 }
 
