@@ -269,7 +269,7 @@ class Bench:
             objective=Objective(streams=request.streams),
             announce=self.announce,
             together=self.together,
-            name=latents(part),
+            name=which(part),
         )
 
     def replay(self, teacher: Teacher, part: slice) -> Replay:
@@ -282,7 +282,7 @@ def parts_of(trajectories: slice) -> list[slice]:
     return [slice(at, min(at + TOGETHER, stop)) for at in range(first, stop, TOGETHER)]
 
 
-def latents(part: slice) -> str:
+def which(part: slice) -> str:
     return f"of latents {part.start + 1} to {part.stop}"
 
 
@@ -370,7 +370,7 @@ def teachers(bench: Bench, sigmas: Sequence[float]) -> dict[str, tuple[int, Call
     count = bench.request.trajectories
     each = [*parts_of(slice(0, count)), *parts_of(slice(count, 2 * count))]
     calls = len(sigmas)
-    return {f"teacher {latents(p)}": (calls * (p.stop - p.start), partial(taught, bench, sigmas, p)) for p in each}
+    return {f"teacher {which(p)}": (calls * (p.stop - p.start), partial(taught, bench, sigmas, p)) for p in each}
 
 
 def taught(bench: Bench, sigmas: Sequence[float], part: slice) -> Teacher:
@@ -382,16 +382,23 @@ def taught(bench: Bench, sigmas: Sequence[float], part: slice) -> Teacher:
 
 
 def whole_teacher(bench: Bench, parts: Sequence[Teacher]) -> Teacher:
-    """Raises ValueError where the model's answers lead nowhere."""
-    states, denoised = (
-        [torch.cat(at) for at in zip(*of, strict=True)]
-        for of in zip(*[(part.states, part.denoised) for part in parts], strict=True)
-    )
-    teacher = Teacher(parts[0].sigmas, tuple(states), tuple(denoised), torch.cat([part.end for part in parts]))
+    """Kept where the first part is: memory may have been found elsewhere for the next, or by another host.
+
+    Raises ValueError where the model's answers lead nowhere.
+    """
+    states = joined([part.states for part in parts])
+    denoised = joined([part.denoised for part in parts])
+    teacher = Teacher(parts[0].sigmas, states, denoised, torch.cat([part.end for part in parts]))
     what = f"The teacher of {bench.request.teacher_steps} steps, at cfg {bench.request.cfg:g},"
     cure = "Lower the cfg, check the model's shift, or raise teacher_steps."
     check_reached(teacher.end, what, cure, bench.request.streams)
     return teacher
+
+
+def joined(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    """Node by node, on the device of the first."""
+    device = parts[0][0].device
+    return tuple(torch.cat([part.to(device) for part in at]) for at in zip(*parts, strict=True))
 
 
 def tried_rivals(bench: Bench, teacher: Teacher, schedules: dict[str, tuple[float, ...]]) -> Tried:

@@ -65,7 +65,7 @@ class Task:
 
     def end_errors_by_stream(self, x: Tensor, sigma: float) -> Tensor:
         """(B, streams), the same of each."""
-        return self.objective.by_stream(x / self.law.alpha(sigma), self.teacher.end)
+        return self.objective.by_stream(x / self.law.alpha(sigma), self.teacher.end.to(x.device))
 
 
 @dataclass(frozen=True)

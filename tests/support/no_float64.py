@@ -16,18 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_any, tree_map_only
+from torch.utils._pytree import tree_any, tree_leaves, tree_map_only
 
 DEVICE = torch.device("mps")  # the name; nothing is moved anywhere
 CPU = torch.device("cpu")
+ACROSS = {"to", "copy_", "__getitem__", "__setitem__", "type_as", "__get__", "as_subclass"}  # take both devices
 NUMBERS = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "nonzero", "equal", "allclose", "unique"}
 
 
 class Ran(list[str]):
-    """The names of the sampler functions that ran, and where they waited for the device: for copies, both ways."""
+    """The names of the sampler functions that ran, and where they waited for the device: for copies, both ways.
+
+    past_the_double: something is heard of the network itself, whose numbers do not come through `Model`.
+    """
 
     def __init__(self) -> None:
         self.reads: list[str] = []
+        self.past_the_double = False
 
 
 ran = Ran()
@@ -71,6 +76,9 @@ def compute(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         return DEVICE
     if here and func.__name__ == "numpy":
         raise RuntimeError("a tensor on the device cannot be a numpy array")
+    mixed = here and not ran.past_the_double and func.__name__ not in ACROSS
+    if mixed and any(elsewhere(leaf) for leaf in tree_leaves((args, kwargs))):
+        raise RuntimeError(f"{func.__name__} of tensors on two devices")
     wanted = kwargs.get("device")
     if func.__name__ == "to":
         wanted = next((leaf for leaf in (*args[1:], wanted) if isinstance(leaf, (str, torch.device, Tensor))), None)
@@ -89,6 +97,12 @@ def compute(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **kwargs)
         return tree_map_only(Tensor, on_device, result) if there else result
+
+
+def elsewhere(leaf: Any) -> bool:
+    """A tensor on the CPU that is no single number: those are taken from there by every device."""
+    with torch._C.DisableTorchFunction():
+        return isinstance(leaf, Tensor) and not isinstance(leaf, OnDevice) and leaf.dim() > 0
 
 
 def by_mask(func: Callable, args: tuple) -> bool:
@@ -119,6 +133,7 @@ def device_without_float64(monkeypatch) -> Iterator[Ran]:
 
     ran.clear()
     ran.reads.clear()
+    ran.past_the_double = False
     original = comfy.samplers.KSAMPLER.sample
 
     def sample(self, *args, **kwargs):

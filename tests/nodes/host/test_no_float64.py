@@ -52,9 +52,11 @@ def draw(sampler, sigmas, model, positive, negative, *, cfg: float = 3.0, shape=
 
 def test_the_double_refuses():
     x = on_device(torch.ones(2, 3))
-    assert x.device == DEVICE and isinstance(x + torch.ones(3), OnDevice) and not isinstance(x.cpu(), OnDevice)
+    assert x.device == DEVICE and isinstance(x + torch.tensor(1.0), OnDevice) and not isinstance(x.cpu(), OnDevice)
     assert x.cpu().double().dtype == torch.float64 and x.to("cpu", torch.float64).dtype == torch.float64
-    for wrong in (x.double, lambda: x.to(torch.float64), lambda: x * torch.ones(2, 3).double(), x.numpy):
+    elsewhere = torch.ones(2, 3)
+    mixed = (lambda: x + elsewhere, lambda: torch.cat([elsewhere, x]), lambda: elsewhere.lerp(elsewhere, x))
+    for wrong in (x.double, lambda: x.to(torch.float64), lambda: on_device(elsewhere.double()), x.numpy, *mixed):
         with pytest.raises(RuntimeError, match="device"):
             wrong()
 
@@ -119,6 +121,21 @@ def test_searching_a_schedule(device):
     assert search_schedule(asked("search", **given), Parts(), None) and device
 
 
+@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m", "dpm_solver_v3"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_teacher_of_which_a_part_found_no_room_beside_the_model(device, monkeypatch, first, solver):
+    from fewstep.nodes.measuring import search
+
+    places = iter([first, 1 - first] * 2)  # of four parts: on the processor, or beside the model
+
+    def store_for(latents, x):
+        return x.device if next(places) else torch.device("cpu")
+
+    monkeypatch.setattr(search, "store_for", store_for)
+    given: dict[str, Any] = {"solver": solver, "steps": 3, "teacher_steps": 20, "trajectories": 6, "polish": 0}
+    assert search.search_schedule(asked("search", **given), Parts(), None) and device
+
+
 @pytest.mark.parametrize("estimator", ["residual", "derivative"])
 def test_measuring_the_spread(device, estimator):
     from fewstep.nodes.measuring.spread import measure_spread
@@ -146,6 +163,7 @@ def test_gmflow(device, mode, order, guider):
     from fewstep.nodes.host.gmflow import Choice, Guidance, gmflow_guider, gmflow_sampler
     from fewstep.nodes.models.demo import load_clip, load_model
 
+    device.past_the_double = True  # mixtures
     clip, model = load_clip(), load_model("gmflow")
     prompts = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("red apple", "")]
     sampler = gmflow_sampler(Choice(mode, order, 0, 0.9, False))
@@ -221,6 +239,7 @@ def test_no_step_waits_for_the_device(device, name):
             draw(samplers()[name], torch.linspace(1, 0, steps + 1).tolist(), model, *prompts)
         return list(device.reads)
 
+    device.past_the_double = name == "gmflow"
     short, long = reads(4), reads(12)
     assert short and len(short) == len(long) <= 3, (short, long)
 
