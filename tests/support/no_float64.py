@@ -130,6 +130,7 @@ class Model:
 def device_without_float64(monkeypatch) -> Iterator[Ran]:
     """All sampling of the host on such a device; yields what ran there."""
     import comfy.samplers
+    from fewstep.nodes.host.answers import InParts
 
     ran.clear()
     ran.reads.clear()
@@ -155,6 +156,14 @@ def device_without_float64(monkeypatch) -> Iterator[Ran]:
         finally:
             self.sampler_function = function
 
+    hear = InParts.hear
+
+    def heard(self, args):
+        answer = hear(self, args)
+        self.pushes[:] = map(on_device, self.pushes)
+        return answer
+
     with monkeypatch.context() as patch:
         patch.setattr(comfy.samplers.KSAMPLER, "sample", sample)
+        patch.setattr(InParts, "hear", heard)
         yield ran

@@ -136,6 +136,20 @@ def test_a_teacher_of_which_a_part_found_no_room_beside_the_model(device, monkey
     assert search.search_schedule(asked("search", **given), Parts(), None) and device
 
 
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize("what", ["tune", "meter"])
+def test_what_is_kept_beside_the_model_and_elsewhere(device, monkeypatch, what, room):
+    from fewstep.nodes.measuring import meter, tune
+
+    module: Any = {"tune": tune, "meter": meter}[what]
+    monkeypatch.setattr(module, "store_for", lambda latents, x: x.device if room else torch.device("cpu"))
+    if what == "tune":
+        assert tune.tune(asked("tune", effort="quick"), Parts(), None).tables
+    else:
+        assert meter.measured(asked("meter", schedule=(1.0, 0.6, 0.3, 0.0)), None).steps
+    assert device
+
+
 @pytest.mark.parametrize("estimator", ["residual", "derivative"])
 def test_measuring_the_spread(device, estimator):
     from fewstep.nodes.measuring.spread import measure_spread
