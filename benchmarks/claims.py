@@ -84,9 +84,9 @@ def by_hand(page: str, head: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def share_in(cell: str, number: int = 0) -> float:
-    """The first, second ... share of a cell that has several."""
-    return float(re.findall(r"(\d+)%", cell)[number]) / 100
+def share_in(cell: str) -> float:
+    """The first of a cell that has several."""
+    return float(re.findall(r"(\d+)%", cell)[0]) / 100
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -126,41 +126,24 @@ def pictures(way: str) -> int:
     return round(found) if found < 20 else 5 * round(found / 5)
 
 
-def lost_cells() -> tuple[int, int, int]:
-    """Where Boost is behind the best of the three: cells, those on eps at cfg 1 from 10 calls on, and of how many."""
-    import boost
-
-    mixtures = rows_of(results("boost_mixtures"))
-    found = by_hand(FIGURES + "boost.md", "| network, cfg |")
-    cells = [(row, int(calls.split()[0]), share_in(cell, 1)) for row in found for calls, cell in found[row].items()]
-    behind = [(row, calls) for row, calls, share in cells if share > 1]
-    late = [row for row, calls in behind if row == "demo eps, 1" and calls >= 10]
-    return len(behind) + len(boost.behind(mixtures)), len(late), len(cells) + len(mixtures)
-
-
 def of_boost() -> Claims:
-    page, (few, many) = FIGURES + "boost.md", (tuned("unmeasured"), tuned("unmeasured", True))
-    worst = [percent(max(of_ninety("unmeasured", later))) for later in (False, True)]
-    behind, late, of = lost_cells()
-    rivals = "euler *simple*, uni_pc *simple* and dpmpp_2m *karras*"
-    yield README, f"is behind the best of {rivals} in {behind} of {of} cells"
-    yield PAGE, f"in {behind} of {of} cells, {NUMBERS[late]} of them at cfg 1 on eps from 10 calls on |"
-    yield page, f"There it is behind the best of the three in {behind} cells"
-    yield PAGE, f"about the best of ninety at 4 to 10 calls ({few}), {many} of it from 12 on"
-    yield page, f"it has {few} of their error at 4 to 10 calls in the geometric mean, at worst {worst[0]}"
-    yield page, f"and {many} at 12 to 20 ({worst[1]} on flow at cfg 1 and 20 calls)"
-
-
-def of_boost_in_all() -> Claims:
-    """Over mixtures and the bundled network."""
     import boost
 
-    found = rows_of(results("boost_mixtures")) + rows_of(results("boost_bundled"))
-    of_euler = percent(boost.of_euler(found))
+    found, page = rows_of(results("boost_mixtures")) + rows_of(results("boost_bundled")), FIGURES + "boost.md"
+    of_euler, behind = percent(boost.of_euler(found)), boost.behind(found)
+    lost, rivals = f"in {len(behind)} of {len(found)} cells", "euler *simple*, uni_pc *simple* and dpmpp_2m *karras*"
+    late = [row for row in behind if row["network"].endswith("eps") and row["cfg"] == 1 and row["calls"] >= 10]
+    few, many = tuned("unmeasured"), tuned("unmeasured", True)
+    worst = [percent(max(of_ninety("unmeasured", later))) for later in (False, True)]
     yield README, f"| Boost | 0 | {of_euler} of the error of euler *simple*, at the same calls |"
     yield README, f"it has {of_euler} of the error of euler *simple* in the geometric mean"
-    yield PAGE, f"{of_euler} of the error of euler *simple*; about the best of ninety"
-    yield FIGURES + "boost.md", f"Over all {len(found)} cells it has {of_euler} of the error of euler *simple*"
+    yield README, f"is behind the best of {rivals} {lost}"
+    yield PAGE, f"{of_euler} of the error of euler *simple*; about the best of ninety at 4 to 10 calls ({few})"
+    yield PAGE, f"{many} of it from 12 on"
+    yield PAGE, f"{lost}, {NUMBERS[len(late)]} of them at cfg 1 on eps from 10 calls on |"
+    yield page, f"Over all {len(found)} cells it has {of_euler} of the error of euler *simple*"
+    yield page, f"it has {few} of their error at 4 to 10 calls in the geometric mean, at worst {worst[0]}"
+    yield page, f"and {many} at 12 to 20 ({worst[1]} on flow at cfg 1 and 20 calls)"
 
 
 def of_tune() -> Claims:
@@ -441,8 +424,6 @@ def of_costs() -> Claims:
     yield page, f"the very same dpmpp_2m took {twice[0]} s, and {twice[1]} s a few seconds later."
 
 
-# What waits for a result that is not there yet: move it to the others then.
-LATER: dict[str, Callable[[], Claims]] = {"boost_bundled": of_boost_in_all}
 CLAIMS: tuple[Callable[[], Claims], ...] = (
     of_boost, of_tune, of_dualfast, of_constraint, of_guidance, of_gmflow, of_mixtures, of_solver, of_search,
     of_restart, of_costs,

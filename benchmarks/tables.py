@@ -138,10 +138,6 @@ BY_HAND = {
     ("README.md", "| node | what it gives |"): "claims.py",
     ("benchmarks/README.md", "| you have | use | what it gains | what it costs | where it loses |"): "claims.py",
     ("benchmarks/README.md", "| command | what it measures |"): "no figures but those of the commands",
-    (
-        "benchmarks/figures/boost.md",
-        "| network, cfg | 4 calls | 5 calls | 6 calls | 8 calls | 10 calls | 12 calls | 16 calls | 20 calls |",
-    ): "a quarter of an hour of one core: results/boost_bundled.json",
     ("benchmarks/figures/gmflow.md", "| model, sampler, guidance | 4 calls | 8 calls |"): "results/few_calls.json",
     ("benchmarks/figures/dpm_solver_v3.md", "| images x levels | cfg 1 | cfg 7.5 |"): "results/statistics_amounts.json",
     (
@@ -152,10 +148,6 @@ BY_HAND = {
         "benchmarks/figures/optimal_steps.md",
         "| problem, sampler | 4 calls | 5 calls | 6 calls | 8 calls | 10 calls |",
     ): "hours of two cores; Search on the bundled model makes it, once measured on a GPU",
-    (
-        "benchmarks/figures/guidance.md",
-        "| guidance | eps, cfg 3 | eps, cfg 5 | eps, cfg 7.5 | eps, cfg 12 | flow, cfg 4 |",
-    ): "results/guidance.json",
     ("benchmarks/figures/guidance.md", "| guidance | cfg 3 | cfg 5 | cfg 8 | cfg 12 |"): "kinds not measured since",
     ("benchmarks/figures/guidance.md", "| mode | named | likeness | distance | clipped | chroma |"): "the same",
     ("benchmarks/figures/many_workers.md", "| measurement | calls | 2 workers | 4 | 8 | 16 | 64 |"): "counted",

@@ -65,7 +65,6 @@ def about_claims() -> dict[str, Any]:
         "claims": sum(1 for subject in claims.CLAIMS for _ in subject()),
         "missing": claims.missing(),
         "missing from": [len(claims.missing(lambda page, text=text: text)) for text in (one, broken, changed)],
-        "later": {name: (tables.RESULTS / f"{name}.json").exists() for name in claims.LATER},
         "words": [claims.word(0.31), claims.words([0.92, 0.28]), claims.short(0.00204), claims.span([0.5, 0.221])],
     }
 

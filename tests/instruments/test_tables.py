@@ -25,7 +25,7 @@ def told() -> dict[str, Any]:
 def test_tables_are_what_was_measured(told):
     """Otherwise `python3 run.py python benchmarks/tables.py` makes them anew."""
     assert told["differ"] == []
-    assert told["tables"] >= 17
+    assert told["tables"] >= 19
     assert "| Boost | 1.00" in told["remade"]
 
 
@@ -49,10 +49,6 @@ def test_sentences_hold_the_figures_that_were_measured(told):
     """benchmarks/claims.py has the sentence as it ought to be."""
     assert told["missing"] == []
     assert told["claims"] > 50
-
-
-def test_no_sentence_waits_for_a_result_that_is_there(told):
-    assert not any(told["later"].values())
 
 
 def test_a_sentence_with_another_figure_is_missed(told):
