@@ -139,7 +139,6 @@ BY_HAND = {
     ("benchmarks/README.md", "| you have | use | what it gains | what it costs | where it loses |"): "claims.py",
     ("benchmarks/README.md", "| command | what it measures |"): "no figures but those of the commands",
     ("benchmarks/figures/gmflow.md", "| model, sampler, guidance | 4 calls | 8 calls |"): "results/few_calls.json",
-    ("benchmarks/figures/dpm_solver_v3.md", "| images x levels | cfg 1 | cfg 7.5 |"): "results/statistics_amounts.json",
     (
         "benchmarks/figures/dpm_solver_v3.md",
         "| problem | 5 calls | 6 calls | 8 calls | 10 calls | 12 calls | 20 calls |",
