@@ -87,10 +87,9 @@ def behind(found: list[dict]) -> list[dict]:
 def summary(found: list[dict]) -> str:
     places = ((f"{row['network']}, cfg {row['cfg']:g}, {row['calls']} calls", of_rival(row)) for row in behind(found))
     cells = [f"{place} ({share:.0%})" for place, share in places]
-    return (
-        f"In all {of_euler(found):.0%} of euler *simple* in the geometric mean, and behind the best of the three in "
-        f"{len(cells)} of {len(found)} cells{': ' if cells else ''}{'; '.join(cells)}."
-    )
+    where = f"{len(cells)} of {len(found)} cells{': ' if cells else ''}{'; '.join(cells)}"
+    share = f"{of_euler(found):.0%} of the error of euler *simple* in the geometric mean"
+    return f"Here it has {share}, and is behind the best of the three in {where}."
 
 
 def main() -> None:

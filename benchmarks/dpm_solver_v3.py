@@ -111,8 +111,9 @@ def by_amount(problem: Problem, budgets: list[int]) -> Iterator[dict[str, Any]]:
     from fewstep.nodes.host.dpm_solver_v3 import Choice, dpm_solver_v3_sampler
     from fewstep.samplers.dpm_solver_v3 import Options
 
-    def least(entries: list, calls: int) -> float:
-        return min(errors(problem, *entry.make(problem, calls), calls)[0] for entry in entries)
+    def least(entries: list[Entry], calls: int) -> float:
+        made = (entry.make(problem, calls) for entry in entries)
+        return min(errors(problem, sampler, sigmas, calls)[0] for sampler, sigmas in made)
 
     rivals = [host_entry(name, schedule) for name, schedule in product(RIVALS, SCHEDULES["eps"])]
     yield {"cfg": problem.cfg, "amount": None, "errors": {calls: least(rivals, calls) for calls in budgets}}
