@@ -424,9 +424,33 @@ def of_costs() -> Claims:
     yield page, f"the very same dpmpp_2m took {twice[0]} s, and {twice[1]} s a few seconds later."
 
 
+def of_many_workers() -> Claims:
+    """What a table of calls means where a guided call takes 20 s."""
+    page, calls = FIGURES + "many_workers.md", {row["measurement"]: row for row in rows_of(results("dealt"))}
+
+    def hours(measurement: str, workers: int = 1) -> str:
+        row = calls[measurement]
+        found = (row["longest"][str(workers)] if workers > 1 else row["calls"]) * 20 / 3600
+        return f"{60 * found:.0f} minutes" if found < 1 else f"{found:.1f}" if found < 6 else f"{found:.0f}"
+
+    estimate, search, compare = (
+        next(name for name in calls if name.startswith(kind) and "default" in name)
+        for kind in ("Estimate", "Search", "Compare")
+    )
+    tune, images, latents = "Tune, normal", "Estimate Statistics, 64 images", "Search Schedule, 64 trajectories"
+    yield page, f"so that a default Estimate takes {hours(estimate)} hours on one GPU."
+    yield page, f"8 GPUs need {hours(estimate, 8)}, and 64 need the same."
+    yield page, f"Tune at effort normal goes from {hours(tune)} hours to {hours(tune, 16)} at 16 GPUs"
+    yield page, f"Search at its defaults goes from {hours(search)} hours to {hours(search, 8)} at 8 GPUs"
+    yield page, f"at 8 GPUs and {hours(search, 16)} at 16: its trials wait"
+    yield page, f"Compare at its defaults goes from {hours(compare)} hours to {hours(compare, 8)} at 8 GPUs"
+    yield page, f"Estimate of 64 images: from {hours(images)} hours to {hours(images, 64)}; "
+    yield page, f"Search on 64 trajectories: from {hours(latents)} to {hours(latents, 64)})"
+
+
 CLAIMS: tuple[Callable[[], Claims], ...] = (
     of_boost, of_tune, of_dualfast, of_constraint, of_guidance, of_gmflow, of_mixtures, of_solver, of_search,
-    of_restart, of_costs,
+    of_restart, of_costs, of_many_workers,
 )  # fmt: skip
 
 
