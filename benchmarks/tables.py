@@ -41,6 +41,13 @@ def unmeasured(name: str) -> str:
     return f"{boost.summary(found)}\n\n{boost.table(found)}"
 
 
+def ordered() -> str:
+    """What Boost's second order gains and costs: a row a network and number of calls."""
+    import boost
+
+    return boost.order_table(rows("boost_orders"))
+
+
 def tuned(part: str) -> str:
     """Tune at effort normal: a row a network and cfg, a column a number of calls."""
     import tune
@@ -160,6 +167,8 @@ BY_HAND = {
 TABLES: dict[str, Callable[[], str]] = {
     "Boost on mixtures": lambda: unmeasured("boost_mixtures"),
     "Boost on the bundled model": lambda: unmeasured("boost_bundled"),
+    "Boost on the second network": lambda: unmeasured("boost_second"),
+    "the order of Boost": ordered,
     "Tune by effort": efforts,
     "Tune on the bundled network": lambda: tuned("demo"),
     "Tune on mixtures": lambda: tuned("mixture"),
