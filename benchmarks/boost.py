@@ -129,9 +129,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     if args.orders:
-        found = [row for network in args.networks.split(",") for row in by_order(args.seeds, network)]
-        record(args.out, seeds=args.seeds, rows=found)
-        print(order_table(found))
+        ordered = [row for network in args.networks.split(",") for row in by_order(args.seeds, network)]
+        record(args.out, seeds=args.seeds, rows=ordered)
+        print(order_table(ordered))
         return
     found: list[dict] = []
     for network, cfg in tqdm(list(product(args.networks.split(","), CFGS)), mininterval=5):

@@ -47,6 +47,11 @@ DISTILLED = (
     "At cfg 1 and so few steps: where this is a distilled model (Turbo, Lightning, LCM), its steps were trained in; "
     "turn Boost off for it."
 )
+STRONG, ENOUGH = 5.0, 16  # from that cfg on, with fewer calls, its answers led astray on one network of three
+ASTRAY = (
+    "So strong a guidance in so few steps leads it astray on some models: Compare shows whether it does on yours. More "
+    "steps, or a tuning from Tune, help."
+)
 
 Calls = Callable[[int, bool], int]  # of a number of steps, and whether they end at sigma 0
 
@@ -330,8 +335,13 @@ def by_recipe(run: Run, report: Report | None) -> Instead:
     own = recipe_between(run.law, first, last, run.calls, shift_of(run.sampling, run.law))
     sampler = deis_sampler(own.answers, own.order, own.corrector, own.ends_denoised, report)
     sampler.inpaint_options = run.sampler.inpaint_options
-    remarks = (DISTILLED,) if run.cfg == 1 and run.calls <= FEW else ()
-    return Instead(sampler, own.sigmas(run.law, first, last, run.calls), remarks)
+    return Instead(sampler, own.sigmas(run.law, first, last, run.calls), remarks_on(run))
+
+
+def remarks_on(run: Run) -> tuple[str, ...]:
+    """Where a recipe that was not measured on the model may be no gain."""
+    distilled, strong = run.cfg == 1 and run.calls <= FEW, run.cfg >= STRONG and run.calls < ENOUGH
+    return (DISTILLED,) * distilled + (ASTRAY,) * strong
 
 
 def solver_named(name: str, theirs: Any, report: Report | None) -> Any:

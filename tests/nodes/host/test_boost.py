@@ -425,6 +425,13 @@ def test_few_steps_without_guidance_are_told_of_distilled_models():
     assert "distilled" not in report.entry["text"]
 
 
+@pytest.mark.parametrize("cfg, steps, told", [(7.0, 8, True), (7.0, 16, False), (4.5, 8, False)])
+def test_strong_guidance_in_few_steps_is_told_of(cfg, steps, told):
+    patcher, report = boosted()
+    sample(patcher, cfg=cfg, steps=steps)
+    assert ("leads it astray on some models" in report.entry["text"]) == told
+
+
 def test_the_node_that_samples_and_its_scheduler_are_named():
     from comfy_execution.utils import CurrentNodeContext
 
