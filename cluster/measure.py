@@ -61,7 +61,7 @@ def main() -> int:
         board = Board(args.kept / digest_of_pack())
         with ray_for(args) as hire:
             places = {KEPT: args.out, OUTPUT: args.output_directory}
-            driver = Driver(prompt, known(places), board, lambda: hire(shlex.join(host)))
+            driver = Driver(prompt, known(places, prompt), board, lambda: hire(shlex.join(host)))
             ended = driver.run(workers_of(args))
         save(ended, places)
         say(f"{board.told()} Measured in {driver.seconds:.1f} s.")
@@ -91,15 +91,15 @@ def say(text: str) -> None:
 # Files
 
 
-def known(places: dict[Path, Path]) -> dict[str, bytes]:
+def known(places: dict[Path, Path], prompt: dict) -> dict[str, bytes]:
     """What is there already: every host finds it as if it lay in its own folder. places: by folders of a host's.
 
     Of what was drawn the names alone, so that the next has its own number.
     """
-    files = {KEPT / path.relative_to(places[KEPT]): path.read_bytes() for path in places[KEPT].rglob(f"*{SAVED}")}
-    drawn = [path for path in places[OUTPUT].rglob("*") if path.is_file()]
-    files |= {OUTPUT / path.relative_to(places[OUTPUT]): b"" for path in drawn}
-    return {path.as_posix(): content for path, content in files.items()}
+    measured = {KEPT / path.relative_to(places[KEPT]): path.read_bytes() for path in places[KEPT].rglob(f"*{SAVED}")}
+    inside = [path.relative_to(places[OUTPUT]) for path in places[OUTPUT].rglob("*") if path.is_file()]
+    drawn = {OUTPUT / path: b"" for path in inside if path.as_posix().startswith(workflow.prefixes(prompt))}
+    return {path.as_posix(): content for path, content in (measured | drawn).items()}
 
 
 def save(ended: Ended, places: dict[Path, Path]) -> None:

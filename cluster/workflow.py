@@ -14,6 +14,8 @@ CARRIED = {
     "FewStepCompare": "Compare",
 }
 
+PREFIX = "fewstep/compare"  # of what Compare saves, where the workflow names none
+
 
 def read(path: Path) -> dict[str, Any]:
     """The part of a workflow file, in the API's format, that measures. Raises ValueError, in words."""
@@ -51,6 +53,12 @@ def measuring(prompt: dict[str, Any], name: str) -> dict[str, Any]:
         kept.add(number)
         wanted += [source for source in sources(prompt[number]) if source in prompt and source not in kept]
     return {number: node for number, node in prompt.items() if number in kept}
+
+
+def prefixes(prompt: dict[str, Any]) -> tuple[str, ...]:
+    """How the names begin of what is saved in the output folder, as far as they stand in the workflow."""
+    given = [node["inputs"].get("filename_prefix", PREFIX) for node in prompt.values()]
+    return tuple({str(prefix).strip().replace("\\", "/").partition("%")[0] for prefix in given})
 
 
 def sources(node: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from fewstep.cluster.workflow import CARRIED, read
+from fewstep.cluster.workflow import CARRIED, PREFIX, prefixes, read
 
 
 def node(kind: str, **inputs) -> dict:
@@ -52,6 +52,17 @@ def test_a_workflow_that_measures_nothing_is_told_what_would(tmp_path):
 def test_files_that_are_none(tmp_path, content, words):
     with pytest.raises(ValueError, match=words):
         written(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "given, begins",
+    [({}, PREFIX), ({"filename_prefix": " mine "}, "mine"), ({"filename_prefix": "a\\%date%_b"}, "a/")],
+)
+def test_what_compare_saves_is_known_by_its_name(host, given, begins):
+    from fewstep.nodes import compare
+
+    assert PREFIX == compare.PREFIX
+    assert prefixes({"7": node("FewStepCompare", **given)}) == (begins,)
 
 
 def test_every_node_that_is_kept_in_parts_is_listed(host):
