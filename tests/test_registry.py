@@ -155,7 +155,7 @@ def test_the_archive_has_what_artists_use_and_nothing_else():
     assert sum((ROOT / name).stat().st_size for name in files) < 25e6
 
 
-def test_the_archive_alone_offers_every_node_with_its_words(alone):
+def test_the_archive_alone_offers_every_node_with_its_words(host, alone):
     from support.nodes import of_the_pack
 
     info = alone.get("/object_info").json()
