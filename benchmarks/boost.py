@@ -44,12 +44,16 @@ NETWORKS: dict[str, Callable[[float, int], Problem]] = {
 }
 
 
+def distance(problem: Problem, drawn: torch.Tensor) -> float:
+    return geometric_mean((drawn - problem.end).double().square().flatten(1).mean(1))
+
+
 def error(problem: Problem, name: str, scheduler: str, calls: int) -> float:
     """Of so many steps, as KSampler makes them."""
     sampling = comfy.samplers.KSampler(problem.model, calls, problem.model.load_device, name, scheduler)
     drawn, made = run(problem, comfy.samplers.sampler_object(name), sampling.sigmas)
     assert made == calls, f"{name} made {made} calls of {calls}"
-    return geometric_mean((drawn - problem.end).double().square().flatten(1).mean(1))
+    return distance(problem, drawn)
 
 
 def rows(seeds: int, network: str, cfg: float) -> Iterator[dict]:
@@ -71,7 +75,7 @@ def by_order(seeds: int, network: str, cfg: float = 5.0) -> Iterator[dict]:
         row = {"network": network, "cfg": cfg, "calls": calls, "euler simple": error(problem, "euler", "simple", calls)}
         for name, (order, mended) in WAYS.items():
             drawn, _ = run(problem, deis_sampler(own.answers, order, mended, own.ends_denoised, None), sigmas)
-            row[name] = geometric_mean((drawn - problem.end).double().square().flatten(1).mean(1))
+            row[name] = distance(problem, drawn)
         yield row
 
 

@@ -28,6 +28,7 @@ from problems import ICONS, second_coded  # noqa: E402
 from record import record, rows_of  # noqa: E402
 
 STEPS = 16
+CFGS = (3.0, 5.0, 8.0, 12.0)  # of a curve, and of the table of the page
 CLIPPED = 0.1  # beyond -1 to 1, a twentieth of the range: more than the grain on a white ground
 SHOWN = ["red apple", "blue heart", "rabbit face", "sunflower", "penguin", "hot dog", "soccer ball", "violin"]
 HIGH = 8.0  # the cfg at which the strength of what bounds it is turned
@@ -44,7 +45,7 @@ class Point:
     setting: dict[str, Any] = field(default_factory=dict)
 
 
-def by_cfg(curve: str, kind: str, cfgs: tuple[float, ...] = (3.0, 5.0, 8.0, 12.0), **setting) -> list[Point]:
+def by_cfg(curve: str, kind: str, cfgs: tuple[float, ...] = CFGS, **setting) -> list[Point]:
     return [Point(curve, f"cfg {cfg:g}", kind, cfg, setting) for cfg in cfgs]
 
 
@@ -227,7 +228,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def by_guidance(rows: list[Row], cfgs: tuple[float, ...] = (3.0, 5.0, 8.0, 12.0)) -> str:
+def by_guidance(rows: list[Row], cfgs: tuple[float, ...] = CFGS) -> str:
     """For a page: a row a kind of guidance that goes by cfg, a column a cfg."""
     lines = [f"| guidance | {' | '.join(f'cfg {cfg:g}' for cfg in cfgs)} |", "|---" * (1 + len(cfgs)) + "|"]
     for curve in dict.fromkeys(row.curve for row in rows if row.dial.startswith("cfg")):
@@ -244,7 +245,7 @@ def by_guidance(rows: list[Row], cfgs: tuple[float, ...] = (3.0, 5.0, 8.0, 12.0)
 
 def others(rows: list[Row]) -> str:
     """For a page: what the table by cfg leaves out."""
-    shown = {f"cfg {cfg:g}" for cfg in (3.0, 5.0, 8.0, 12.0)}
+    shown = {f"cfg {cfg:g}" for cfg in CFGS}
     return table([row for row in rows if row.dial not in shown])
 
 

@@ -255,7 +255,7 @@ class Driver:
         key, _, calls = self.board.asks[worker]
         stage = (key, tuple(calls))
         if stage not in self.stages:
-            while len(self.stages) >= STAGES:
+            if len(self.stages) == STAGES:
                 del self.stages[next(iter(self.stages))]
             self.stages[stage] = ray.put(self.board.results(worker))
         return self.stages[stage]

@@ -121,7 +121,7 @@ def compare(request: Request, shelf: Shelf, node_id: str | None) -> Compared:
     bench = Bench(request, shelf)
     bench.begin(node_id)
     if crew.is_shared():
-        share(list(bench.planned()), request.images, bench.expected(), shelf)
+        share(list(bench.planned()), request.images, bench.counter.total, shelf)
     rows, ends = [], []
     for candidate in bench.candidates:
         row, end = bench.measured(candidate)
